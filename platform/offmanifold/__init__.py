@@ -1,0 +1,21 @@
+"""Do models that know what they don't know resist adversarial examples?
+
+Data gives a model; inference gives a posterior; draws from it give a predictive; a predictive gives
+``log_probs`` of shape (draws, batch, classes); every measure, attack and metric is a function of that.
+
+Imports go one way, from the bottom of this list to the top (``tests/test_architecture.py`` holds it)::
+
+    randomness, progress     named streams of random numbers; how long work tells where it is
+    data                     labelled images in [0, 1], with a fingerprint
+    models                   torch modules
+    predictive               what a posterior gives when functions are drawn from it
+    inference                data + model -> posterior
+    uncertainty              measures of log_probs
+    attacks                  what is ascended (losses), what is allowed (threat), how (gradient, noise)
+    evaluation               success, intervals
+    result                   what a computation is (a cell) and what it gives (a result)
+    experiments              one file = one question
+    orchestration            Ray and MLflow, and nowhere else
+"""
+
+__version__ = "0.1.0"

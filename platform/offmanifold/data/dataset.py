@@ -1,0 +1,111 @@
+"""Labelled images: bytes in memory, [0, 1] when asked for."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from offmanifold.randomness import generator
+
+
+class DataError(Exception):
+    """A data set is missing or not what it should be; the message says where, what and what to do."""
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Images as bytes (n, channels, height, width) with labels (n,).
+
+    Bytes, because they are a quarter of the floats and Ray's object store shares them between workers without a copy.
+    """
+
+    name: str
+    pixels: NDArray[np.uint8]
+    labels: NDArray[np.int64]
+    class_names: tuple[str, ...]
+
+    bounds = (0.0, 1.0)
+    """Smallest and largest value of a pixel of ``images``."""
+
+    def __post_init__(self) -> None:
+        if self.pixels.ndim != 4 or self.pixels.dtype != np.uint8:
+            raise DataError(f"{self.name}: pixels must be uint8 (n, channels, height, width), not {self.pixels.dtype} {self.pixels.shape}")
+        if len(self.pixels) != len(self.labels):
+            raise DataError(f"{self.name}: {len(self.pixels)} images but {len(self.labels)} labels")
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def images(self) -> Tensor:
+        """Float images in [0, 1]: (n, channels, height, width)."""
+        return torch.from_numpy(self.pixels.astype(np.float32)).div_(255.0)
+
+    @property
+    def targets(self) -> Tensor:
+        """Labels: (n,), int64."""
+        return torch.from_numpy(self.labels.copy())
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hash of every pixel and label: the same data, the same fingerprint, on any machine."""
+        digest = hashlib.sha256(repr((self.pixels.shape, self.class_names)).encode())
+        digest.update(np.ascontiguousarray(self.pixels))
+        digest.update(np.ascontiguousarray(self.labels))
+        return digest.hexdigest()[:16]
+
+    def take(self, rows: Sequence[int] | NDArray[np.int64]) -> "Dataset":
+        """These images, in this order."""
+        return replace(self, pixels=self.pixels[rows], labels=self.labels[rows])
+
+    def sample(self, size: int, *keys: int | str) -> "Dataset":
+        """``size`` images without replacement, drawn by these keys."""
+        if size > len(self):
+            raise DataError(f"{self.name}: {size} images asked for, {len(self)} there")
+        return self.take(torch.randperm(len(self), generator=generator("sample", *keys))[:size].numpy())
+
+    def image_hashes(self) -> list[bytes]:
+        """A hash for each image's pixels, to find duplicates by."""
+        return [hashlib.blake2b(image.tobytes(), digest_size=16).digest() for image in self.pixels]
+
+
+@dataclass(frozen=True)
+class Source:
+    """A data set as it is loaded: a pool to train and validate on, and a test set, with no image in both."""
+
+    pool: Dataset
+    test: Dataset
+
+    @classmethod
+    def disjoint(cls, pool: Dataset, test: Dataset) -> "Source":
+        """The first of identical images is kept; an image of the test set leaves the pool."""
+        unique_test = test.take(_first_of_each(test.image_hashes(), set()))
+        return cls(pool.take(_first_of_each(pool.image_hashes(), set(unique_test.image_hashes()))), unique_test)
+
+    @property
+    def name(self) -> str:
+        return self.pool.name
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hash of the pool's and the test set's fingerprints."""
+        return hashlib.sha256((self.pool.fingerprint + self.test.fingerprint).encode()).hexdigest()[:16]
+
+    def split(self, train: int, validation: int, *keys: int | str) -> tuple[Dataset, Dataset]:
+        """Disjoint training and validation images from the pool, by these keys."""
+        drawn = self.pool.sample(train + validation, "split", *keys)
+        return drawn.take(np.arange(train)), drawn.take(np.arange(train, train + validation))
+
+
+def _first_of_each(hashes: Sequence[bytes], seen: set[bytes]) -> NDArray[np.int64]:
+    rows = []
+    for row, key in enumerate(hashes):
+        if key not in seen:
+            seen.add(key)
+            rows.append(row)
+    return np.array(rows, dtype=np.int64)

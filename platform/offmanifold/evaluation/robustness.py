@@ -1,0 +1,214 @@
+"""The judge: what an attack, and noise of the same size, do to a posterior's answers.
+
+It alone decides whether a candidate stayed inside the threat and whether it succeeds, on draws that the attack never saw.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from offmanifold.attacks import ATTACKS, CONTROLS, OBJECTIVES, THREATS, Schedule, Threat, check_step_size, misclassify
+from offmanifold.data import Dataset
+from offmanifold.evaluation.intervals import wilson
+from offmanifold.inference import Posterior
+from offmanifold.predictive import Predictive, mean_log_probs
+from offmanifold.progress import Progress, silent
+from offmanifold.randomness import derive
+from offmanifold.result import Result
+from offmanifold.uncertainty import MEASURES
+
+NO_PERTURBATION = "none"
+"""The row of zero noise: the clean images, asked again with other draws."""
+
+
+class ThreatViolated(Exception):
+    """An attack left the ball or the bounds that it was given."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """How images are attacked, and how the answers are judged."""
+
+    norm: str = "linf"
+    """Norm of the perturbation: linf or l2."""
+    steps: int = 10
+    """Gradient steps of the iterative attacks (cleverhans 2: 10)."""
+    step_size: float | None = None
+    """Size of a step, in pixel units; None: min(0.06, epsilon), cleverhans 2's for MIM."""
+    decay: float = 1.0
+    """Decay of MIM's momentum (cleverhans 2: 1.0)."""
+    objective: str = "mixture"
+    """What is ascended: mixture (-log of the mean p), expected (mean of -log p), mean_logit, margin."""
+    attack_label: Literal["predicted", "true"] = "predicted"
+    """The label to leave: the model's own prediction (cleverhans' default) or the truth."""
+    attack_draws: int = 20
+    """Posterior draws at a gradient step (Smith & Gal 2018: 20; Gal & Smith 2018, table 1: 1)."""
+    fresh_draws: bool = True
+    """New functions at each gradient step (Gal & Smith 2018, section 6.1), or the same at all."""
+    judge_draws: int = 20
+    """Posterior draws that judge, none of which the attack saw; equal for all models that are compared."""
+    sure_above: float = 0.9
+    """A changed label counts as confident when the largest probability exceeds this (Gal & Smith 2018)."""
+    attack_batch_size: int = 250
+    """Images that are attacked or judged at once."""
+
+    def __post_init__(self) -> None:
+        for name, table in (("norm", THREATS), ("objective", OBJECTIVES)):
+            if getattr(self, name) not in table:
+                raise ValueError(f"{name} {getattr(self, name)!r} is unknown; there are: {', '.join(table)}")
+        for name in ("steps", "attack_draws", "judge_draws", "attack_batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if not 0 < self.sure_above < 1:
+            raise ValueError(f"sure_above must be in (0, 1), not {self.sure_above}")
+
+    def check(self, epsilon: float) -> None:
+        """``ValueError`` where the steps do not fit the epsilon."""
+        if self.step_size is not None:
+            check_step_size(epsilon, self.steps, self.step_size)
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What a predictive says of each image, all of shape (batch,), on the CPU."""
+
+    label: Tensor
+    confidence: Tensor
+    """Largest probability of the mean."""
+    measures: dict[str, Tensor]
+
+
+@torch.no_grad()
+def answers(predictive: Predictive, images: Tensor, batch_size: int) -> Answers:
+    """The mean prediction, its confidence and every measure, for images (batch, channels, height, width)."""
+    chunks = [predictive.log_probs(chunk) for chunk in images.split(batch_size)]
+    confidence, label = torch.cat([mean_log_probs(c.double()) for c in chunks]).max(dim=-1)
+    measures = {name: torch.cat([measure(c) for c in chunks]).cpu() for name, measure in MEASURES.items()}
+    return Answers(label.cpu(), confidence.exp().cpu(), measures)
+
+
+def evaluate(
+    posterior: Posterior,
+    data: Dataset,
+    attack: str,
+    epsilon: float,
+    config: Config,
+    seed: int,
+    device: torch.device = torch.device("cpu"),
+    progress: Progress = silent,
+) -> Result:
+    """One attack at one epsilon, with its controls: a row for each perturbation, and the arrays of every image's answers.
+
+    Rows: the clean images (zero noise), the attack, the three noise controls. The figures *changed* (the mean prediction differs
+    from the clean one), *wrong* (from the truth, over all images), *wrong_of_correct* (over images that were right when clean) and *confident*
+    (changed, and surer than ``sure_above``) come with 95 % Wilson intervals; l2 and linf are means over images.
+    """
+    config.check(epsilon)
+    threat = THREATS[config.norm](epsilon)
+    attacked, judging = posterior.split(derive(seed, "split"))
+    images, truth = data.images.to(device), data.targets
+    judge = judging.draw(config.judge_draws, derive(seed, "judge"))
+    clean = answers(judge, images, config.attack_batch_size)
+    candidate, zero_gradients = _craft(attacked, images, data, attack, threat, config, seed, progress)
+
+    perturbed = {attack: candidate}
+    for name, control in CONTROLS.items():
+        perturbed[name] = control(images, candidate, threat, derive(seed, name))
+    judged = {name: answers(judge, x, config.attack_batch_size) for name, x in perturbed.items()}
+    judged[NO_PERTURBATION] = answers(
+        judging.draw(config.judge_draws, derive(seed, "judge again")), images, config.attack_batch_size
+    )
+    perturbed[NO_PERTURBATION] = images
+
+    rows, arrays = [], {"label": truth.numpy(), "clean_label": clean.label.numpy()}
+    for name, x in perturbed.items():
+        row = {"attack": attack, "epsilon": epsilon, "perturbation": name, "images": len(data)}
+        row |= _success(judged[name], clean, truth, config.sure_above)
+        row |= {measure: values.mean().item() for measure, values in judged[name].measures.items()}
+        row |= {"l2": _mean_norm(x - images, 2), "linf": _mean_norm(x - images, torch.inf)}
+        row["zero_gradients"] = zero_gradients if name == attack else float("nan")
+        rows.append(row)
+        arrays |= _per_image(name, judged[name])
+    arrays |= {"clean_images": images[:8].cpu().numpy(), "attacked_images": candidate[:8].cpu().numpy()}
+    table = pd.DataFrame(rows)
+    return Result(table, arrays, _metrics(table, attack))
+
+
+def _craft(
+    posterior: Posterior,
+    images: Tensor,
+    data: Dataset,
+    attack: str,
+    threat: Threat,
+    config: Config,
+    seed: int,
+    progress: Progress,
+) -> tuple[Tensor, float]:
+    """The attack's images, checked, and the share of (image, step) at which the gradient was zero."""
+    schedule = Schedule(config.steps, config.step_size, config.decay, derive(seed, "start"))
+    labels = data.targets
+    if config.attack_label == "predicted":
+        labels = answers(posterior.draw(config.attack_draws, derive(seed, "label")), images, config.attack_batch_size).label
+    found, zeros, steps = [], 0, 1 if attack == "fgm" else config.steps
+    for rows in _chunks(len(images), config.attack_batch_size):
+        loss = misclassify(
+            posterior,
+            labels[rows].to(images.device),
+            OBJECTIVES[config.objective],
+            config.attack_draws,
+            derive(seed, "attack"),
+            config.fresh_draws,
+        )
+        candidate = ATTACKS[attack](schedule)(loss, images[rows], threat)
+        allowed = threat.contains(candidate.images, images[rows])
+        if not allowed.all():
+            worst = threat.distance(candidate.images - images[rows]).max().item()
+            raise ThreatViolated(f"{attack} left {threat} on {int((~allowed).sum())} of {len(allowed)} images (largest distance {worst:g})")
+        found.append(candidate.images)
+        zeros += int(candidate.zero_gradients.sum())
+        progress(rows.stop, {"attacked_images": float(rows.stop)})
+    return torch.cat(found), zeros / (len(images) * steps)
+
+
+def _success(now: Answers, clean: Answers, truth: Tensor, sure_above: float) -> dict[str, float]:
+    changed, wrong, right_before = now.label != clean.label, now.label != truth, clean.label == truth
+    confident = changed & (now.confidence > sure_above)
+    figures: dict[str, float] = {}
+    for name, hits, among in (
+        ("changed", changed, torch.ones_like(changed)),
+        ("wrong", wrong, torch.ones_like(wrong)),
+        ("wrong_of_correct", wrong & right_before, right_before),
+        ("confident", confident, torch.ones_like(confident)),
+    ):
+        count, total = int(hits.sum()), int(among.sum())
+        low, high = wilson(count, total)
+        figures |= {name: count / total if total else float("nan"), f"{name}_low": low, f"{name}_high": high}
+    return figures
+
+
+def _per_image(name: str, judged: Answers) -> dict[str, np.ndarray]:
+    values = {"label": judged.label, "confidence": judged.confidence.float()}
+    values |= {measure: judged.measures[measure].float() for measure in judged.measures}
+    return {f"{name}/{key}": value.numpy() for key, value in values.items()}
+
+
+def _metrics(table: pd.DataFrame, attack: str) -> dict[str, float]:
+    """Every job's names for the figures of a cell: ``attack.changed``, ``random_sign.wrong``, ``none.predictive_entropy``."""
+    shown = ("changed", "wrong", "wrong_of_correct", "confident", "predictive_entropy", "mutual_information", "l2")
+    rows = {row["perturbation"]: row for row in table.to_dict("records")}
+    rows["attack"] = rows.pop(attack)
+    figures = {f"{perturbation}.{name}": float(row[name]) for perturbation, row in rows.items() for name in shown}
+    return {name: value for name, value in figures.items() if not np.isnan(value)}
+
+
+def _mean_norm(difference: Tensor, order: float) -> float:
+    return torch.linalg.vector_norm(difference.flatten(1), ord=order, dim=1).mean().item()
+
+
+def _chunks(total: int, size: int) -> Iterator[slice]:
+    return (slice(start, min(start + size, total)) for start in range(0, total, size))

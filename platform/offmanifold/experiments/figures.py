@@ -1,0 +1,137 @@
+"""Figures: from tables, without global state. Colours are Okabe & Ito's, which the colour-blind can tell apart."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from offmanifold.experiments.robustness_table import NOISE, Reports
+from offmanifold.evaluation.robustness import NO_PERTURBATION
+
+MODELS = {
+    "dropout": ("dropout", "#D55E00", "o"),
+    "dropout_ensemble": ("dropout ensemble", "#0072B2", "s"),
+    "deterministic": ("deterministic", "#E69F00", "^"),
+    "deterministic_ensemble": ("deterministic ensemble", "#009E73", "D"),
+}
+"""Model -> what it is called in a figure, its colour and marker."""
+
+SUCCESSES = {
+    "changed": "label changed",
+    "wrong": "label wrong (all images)",
+    "confident": "changed, and p > threshold",
+}
+
+
+def success_against_epsilon(summary: pd.DataFrame, reported: Reports) -> Figure:
+    """A row of panels for each attack, a panel for each definition of success: the attack solid, noise dashed, the paper's crosses.
+
+    Bars: one standard deviation over repetitions; of a single repetition, the Wilson interval over images.
+    """
+    attacks = list(dict.fromkeys(summary["attack"]))
+    figure = Figure(figsize=(12, 3.6 * len(attacks)), layout="constrained")
+    panels = figure.subplots(len(attacks), len(SUCCESSES), squeeze=False, sharex=True, sharey=True)
+    for attack, row in zip(attacks, panels, strict=True):
+        for (success, title), axes in zip(SUCCESSES.items(), row, strict=True):
+            for model, (label, colour, marker) in MODELS.items():
+                for perturbation, style in ((attack, "-"), (NOISE, "--")):
+                    chosen = summary.query("model == @model and attack == @attack and perturbation == @perturbation").sort_values("epsilon")
+                    name = label if perturbation == attack else None
+                    axes.errorbar(
+                        chosen["epsilon"],
+                        chosen[success],
+                        yerr=_bars(chosen, success),
+                        label=name,
+                        color=colour,
+                        linestyle=style,
+                        marker=marker if perturbation == attack else None,
+                        markersize=4,
+                        linewidth=1.4,
+                        capsize=2,
+                    )
+            if success == "changed":
+                _mark_reported(axes, attack, reported)
+            axes.set(title=f"{attack.upper()}: {title}", xlabel="epsilon (pixel range 1)", ylim=(-0.02, 1.02))
+            axes.grid(alpha=0.3)
+        row[0].set_ylabel("share of images")
+        row[0].plot([], [], color="grey", linestyle="--", label="noise (random sign)")
+        row[0].legend(fontsize=8, loc="upper left")
+    return figure
+
+
+def uncertainty_histograms(images: pd.DataFrame) -> Figure:
+    """Predictive entropy and mutual information (nats) of clean, attacked and noised images, a column for each model."""
+    attack, epsilon = images["attack"].iloc[0], _middle(images["epsilon"])
+    chosen = images[(images["attack"] == attack) & (images["epsilon"] == epsilon)]
+    kinds = {NO_PERTURBATION: ("clean", "#000000"), attack: (f"{attack.upper()}", "#D55E00"), NOISE: ("noise", "#56B4E9")}
+    figure = Figure(figsize=(13, 5.6), layout="constrained")
+    figure.suptitle(f"Uncertainty at epsilon {epsilon:g}")
+    panels = figure.subplots(2, len(MODELS), squeeze=False, sharey=True)
+    measures = {"predictive_entropy": "predictive entropy (nats)", "mutual_information": "mutual information (nats)"}
+    for (measure, title), row in zip(measures.items(), panels, strict=True):
+        top = max(float(np.nanmax(chosen[measure])), 1e-3)
+        for (model, (label, _, _)), axes in zip(MODELS.items(), row, strict=True):
+            of_model = chosen[chosen["model"] == model]
+            if of_model[measure].isna().all():
+                axes.text(0.5, 0.5, "not applicable:\na single function", ha="center", va="center", transform=axes.transAxes)
+            else:
+                for kind, (name, colour) in kinds.items():
+                    values = of_model.loc[of_model["perturbation"] == kind, measure]
+                    weights = np.full(len(values), 1 / max(len(values), 1))
+                    axes.hist(values, bins=np.linspace(0, top, 41), weights=weights, histtype="step", linewidth=1.5, label=name, color=colour)
+            axes.set(title=label, xlabel=title, yscale="log", ylim=(5e-4, 1.2))
+        row[0].set_ylabel("share of images")
+    panels[0][0].legend(fontsize=8)
+    return figure
+
+
+def examples(results: Mapping[Any, Any], columns: int = 6) -> Figure:
+    """Originals, perturbations and adversarial images of the first repetition, with the judge's label and its probability."""
+    epsilon = _middle(pd.Series([cell.epsilon for cell in results]))
+    chosen = {c.model: (c, r) for c, r in results.items() if c.epsilon == epsilon and c.repetition == min(k.repetition for k in results)}
+    models = [model for model in MODELS if model in chosen]
+    figure = Figure(figsize=(1.3 * columns + 1, 1.45 * (1 + 2 * len(models))), layout="constrained")
+    panels = figure.subplots(1 + 2 * len(models), columns, squeeze=False)
+    for axes in panels.flat:
+        axes.set(xticks=[], yticks=[])
+    for index, model in enumerate(models):
+        cell, result = chosen[model]
+        clean, adversarial = result.arrays["clean_images"], result.arrays["attacked_images"]
+        figure.suptitle(f"{cell.attack.upper()}, epsilon {epsilon:g}: label (probability)")
+        for column in range(min(columns, len(clean))):
+            if index == 0:
+                _show(panels[0][column], clean[column], f"truth {result.arrays['label'][column]}", "gray", (0, 1))
+            _show(panels[1 + 2 * index][column], adversarial[column] - clean[column], "", "RdBu_r", (-epsilon, epsilon))
+            said = f"{result.arrays[f'{cell.attack}/label'][column]} ({result.arrays[f'{cell.attack}/confidence'][column]:.2f})"
+            _show(panels[2 + 2 * index][column], adversarial[column], said, "gray", (0, 1))
+        panels[1 + 2 * index][0].set_ylabel("change", fontsize=7)
+        panels[2 + 2 * index][0].set_ylabel(MODELS[model][0].replace(" ", "\n"), fontsize=7)
+    return figure
+
+
+def _bars(rows: pd.DataFrame, success: str) -> Any:
+    if (rows["repetitions"] > 1).all():
+        return rows[f"{success}_std"]
+    return np.stack([rows[success] - rows[f"{success}_low"], rows[f"{success}_high"] - rows[success]]).clip(min=0)
+
+
+def _mark_reported(axes: Axes, attack: str, reported: Reports) -> None:
+    for (model, of_attack, epsilon), figure in reported.items():
+        if of_attack == attack:
+            axes.plot(epsilon, figure.value, marker="x", markersize=9, markeredgewidth=2, linestyle="", color=MODELS[model][1])
+    if reported:
+        axes.plot([], [], "x", color="grey", label=f"reported: {next(iter(reported.values())).source}")
+
+
+def _middle(epsilons: pd.Series) -> float:
+    """The epsilon to show: the middle one of the grid."""
+    grid = sorted(set(epsilons))
+    return float(grid[len(grid) // 2])
+
+
+def _show(axes: Axes, image: np.ndarray, title: str, colours: str, limits: tuple[float, float]) -> None:
+    axes.imshow(image.squeeze() if image.shape[0] == 1 else image.transpose(1, 2, 0), cmap=colours, vmin=limits[0], vmax=limits[1])
+    axes.set_title(title, fontsize=7)

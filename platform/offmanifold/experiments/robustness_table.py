@@ -1,0 +1,118 @@
+"""From the judge's rows to a table beside the paper's: spread over repetitions, curves against epsilon, what it says."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import pandas as pd
+
+from offmanifold.evaluation.robustness import NO_PERTURBATION
+from offmanifold.experiments.report import Metric
+from offmanifold.experiments.reported import Reported
+
+NOISE = "random_sign"
+"""The control that stands beside an attack: of its norm, in L-infinity and before clipping in L2."""
+
+KEYS = ["model", "attack", "epsilon", "perturbation"]
+
+Reports = Mapping[tuple[str, str, float], Reported]
+"""(model, attack, epsilon) -> the paper's success in changing the label."""
+
+
+def over_repetitions(rows: pd.DataFrame) -> pd.DataFrame:
+    """A row for each (model, attack, epsilon, perturbation): every figure's mean and ``_std`` (sample) over repetitions.
+
+    The std of one repetition is NaN; ``_low`` and ``_high`` are the mean ends of the Wilson intervals within a repetition.
+    """
+    figures = [name for name in rows.columns if name not in (*KEYS, "repetition")]
+    grouped = rows.groupby(KEYS, sort=False)[figures]
+    spread = grouped.std()[[name for name in figures if not name.endswith(("_low", "_high"))]].add_suffix("_std")
+    count = rows.groupby(KEYS, sort=False).size().rename("repetitions")
+    return pd.concat([grouped.mean(), spread, count], axis=1).reset_index()
+
+
+def success_table(summary: pd.DataFrame, reported: Reports) -> pd.DataFrame:
+    """Text for a person: a row for each (model, attack, epsilon), the paper's figure, the noise control and clean accuracy beside it."""
+    lines = []
+    for names, paper, clean, hit, noise in _grouped(summary, reported):
+        accuracy = clean.rename({"wrong": "accuracy", "wrong_std": "accuracy_std"})
+        accuracy["accuracy"] = 1 - clean["wrong"]
+        accuracy["accuracy_low"], accuracy["accuracy_high"] = 1 - clean["wrong_high"], 1 - clean["wrong_low"]
+        lines.append(
+            {
+                **names,
+                "accuracy": _spread(accuracy, "accuracy", digits=3),
+                "changed": _spread(hit, "changed"),
+                "paper": str(paper or ""),
+                "by noise": _spread(noise, "changed"),
+                "wrong": _spread(hit, "wrong"),
+                "of correct": _spread(hit, "wrong_of_correct"),
+                "confident": _spread(hit, "confident"),
+            }
+        )
+    return pd.DataFrame(lines)
+
+
+def uncertainty_table(summary: pd.DataFrame) -> pd.DataFrame:
+    """Text for a person: mean predictive entropy and mutual information (nats) of clean, attacked and noised images."""
+    lines = []
+    for names, _, *rows in _grouped(summary, {}):
+        kinds = dict(zip(("clean", "attacked", "noised"), rows, strict=True))
+        line = dict(names)
+        for measure, short in (("predictive_entropy", "entropy"), ("mutual_information", "MI")):
+            line |= {f"{short} {kind}": "n/a" if pd.isna(row[measure]) else f"{row[measure]:.3f}" for kind, row in kinds.items()}
+        lines.append({**line, "zero gradients": f"{kinds['attacked']['zero_gradients']:.2%}"})
+    return pd.DataFrame(lines)
+
+
+def conclusion(rows: pd.DataFrame) -> list[str]:
+    """For each kind of network, attack and epsilon: by how much the ensemble differs from its first member, paired in a repetition."""
+    sentences = []
+    changed = rows.pivot_table(index=["attack", "epsilon", "repetition"], columns=["model", "perturbation"], values="changed", sort=False)
+    for (attack, epsilon), group in changed.groupby(level=[0, 1], sort=False):
+        for kind in ("dropout", "deterministic"):
+            if (kind, attack) not in group or (f"{kind}_ensemble", attack) not in group:
+                continue
+            difference = (group[kind, attack] - group[f"{kind}_ensemble", attack]).dropna()
+            if difference.empty:
+                continue
+            fewer = f"{(difference > 0).sum()} of {len(difference)} repetitions"
+            spread = f" ± {difference.std():.3f}" if len(difference) > 1 else ""
+            sentences.append(
+                f"{attack} at {epsilon:g}: changed labels, {kind} network minus its ensemble: {difference.mean():+.3f}{spread} "
+                f"(the ensemble is changed less in {fewer}); noise changes {group[kind, NOISE].mean():.3f} of the network's."
+            )
+    return sentences
+
+
+def curves(summary: pd.DataFrame, reported: Reports) -> list[Metric]:
+    """The points that MLflow compares: ``dropout.mim.changed`` and the like against epsilon in thousandths, the paper's beside them."""
+    points = []
+    for row in summary.to_dict("records"):
+        name, step = f"{row['model']}.{row['attack']}", round(1000 * row["epsilon"])
+        if row["perturbation"] == row["attack"]:
+            for figure in ("changed", "wrong", "confident", "predictive_entropy", "mutual_information"):
+                points.append(Metric(f"{name}.{figure}", row[figure], step))
+        elif row["perturbation"] == NOISE:
+            points.append(Metric(f"{name}.noise_changed", row["changed"], step))
+        elif row["perturbation"] == NO_PERTURBATION:
+            points.append(Metric(f"{row['model']}.clean_accuracy", 1 - row["wrong"], step))
+        paper = reported.get((row["model"], row["attack"], row["epsilon"]))
+        if paper and row["perturbation"] == row["attack"]:
+            points.append(Metric(f"{name}.changed.reported", paper.value, step))
+    return [point for point in points if point.value == point.value]
+
+
+def _grouped(summary: pd.DataFrame, reported: Reports) -> Iterator[Any]:
+    """(names, the paper's figure or None, rows of the clean, attacked and noised images) for each (model, attack, epsilon)."""
+    by_key = summary.set_index(KEYS)
+    for model, attack, epsilon in summary[KEYS[:3]].drop_duplicates().itertuples(index=False):
+        rows = [by_key.loc[(model, attack, epsilon, name)] for name in (NO_PERTURBATION, attack, NOISE)]
+        names = {"model": model.replace("_", " "), "attack": attack, "eps": f"{epsilon:g}"}
+        yield names, reported.get((model, attack, epsilon)), *rows
+
+
+def _spread(row: pd.Series, name: str, digits: int = 2) -> str:
+    """Mean ± std over repetitions; of a single one, the Wilson interval over images."""
+    if row["repetitions"] > 1:
+        return f"{row[name]:.{digits}f} ± {row[f'{name}_std']:.{digits}f}"
+    return f"{row[name]:.{digits}f} [{row[f'{name}_low']:.2f}, {row[f'{name}_high']:.2f}]"

@@ -1,0 +1,10 @@
+"""Inference: data + model -> posterior. One file a method, and each holds Config, the posterior, fit."""
+
+from types import ModuleType
+
+from offmanifold.inference import ensemble, mc_dropout, point
+from offmanifold.inference.posterior import Posterior
+
+METHODS: dict[str, ModuleType] = {"point": point, "mc_dropout": mc_dropout, "ensemble": ensemble}
+
+__all__ = ["METHODS", "Posterior"]

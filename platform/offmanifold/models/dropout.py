@@ -1,0 +1,37 @@
+"""Dropout sites: where a network is stochastic, and so where a draw of it is decided."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+
+class Dropout(nn.Module):
+    """A dropout site that knows the shape of its mask, so that a draw can be decided before any image is seen.
+
+    As a layer it is inverted dropout with a mask for every image while training, and the identity in eval mode.
+    ``predictive.NetworkPredictive`` puts one mask for each draw in its place.
+    """
+
+    def __init__(self, shape: Sequence[int], rate: float) -> None:
+        super().__init__()
+        self.shape = tuple(shape)
+        """Shape of a mask: that of the activations without the batch."""
+        self.rate = rate
+        """Probability that a unit is off, in [0, 1)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.dropout(x, self.rate, self.training)
+
+    def mask(self, generator: torch.Generator) -> Tensor:
+        """A mask of zeros and 1 / (1 - rate): ``shape``."""
+        keep = torch.rand(self.shape, generator=generator) >= self.rate
+        return keep.float().div_(1.0 - self.rate)
+
+    def extra_repr(self) -> str:
+        return f"shape={self.shape}, rate={self.rate}"
+
+
+def sites(network: nn.Sequential) -> list[Dropout]:
+    """The network's stochastic layers, from the input on."""
+    return [layer for layer in network if isinstance(layer, Dropout) and layer.rate > 0]

@@ -1,0 +1,45 @@
+"""A config dataclass as a command line: presets as sub-commands, every field an option."""
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import field, make_dataclass
+from difflib import get_close_matches
+from typing import Any, NoReturn, TypeVar
+
+import tyro
+
+from offmanifold.orchestration.session import Execution
+
+Config = TypeVar("Config")
+
+
+def parse(doc: str, presets: Mapping[str, Config], args: Sequence[str] | None = None) -> tuple[Config, Execution]:
+    """``[preset] [--field value ...]`` -> the experiment's config and how to execute it; without a preset, the first.
+
+    A bad value ends the program with exit code 2 and one line that says which.
+    """
+    arguments = list(sys.argv[1:] if args is None else args)
+    preset = arguments.pop(0) if arguments and not arguments[0].startswith("-") else next(iter(presets))
+    if preset not in presets:
+        near = get_close_matches(preset, presets, n=1)
+        _refuse(f"preset {preset!r} is unknown; there are: {', '.join(presets)}" + (f" (did you mean {near[0]}?)" if near else ""))
+    default = presets[preset]
+    fields: list[Any] = [("config", type(default), field(default=default)), ("execution", Execution, field(default=Execution()))]
+    command = make_dataclass("Command", fields, frozen=True)
+    others = ", ".join(presets)
+    try:
+        parsed: Any = tyro.cli(
+            command,
+            args=arguments,
+            prog=f"{sys.argv[0]} {preset}",
+            description=f"{doc.strip()}\n\nPresets: {others}. Shown are the defaults of {preset!r}.",
+            config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagConversionOff),
+        )
+    except ValueError as error:
+        _refuse(str(error))
+    return parsed.config, parsed.execution
+
+
+def _refuse(message: str) -> NoReturn:
+    print(f"error: {message}", file=sys.stderr)
+    raise SystemExit(2)

@@ -1,0 +1,64 @@
+"""What a person sees of a sweep: a live line in a terminal, a plain line now and then where output goes to a file."""
+
+import time
+from dataclasses import dataclass, field
+
+from rich.console import Console
+from rich.status import Status
+
+PLAIN_EVERY = 10.0
+"""Seconds between plain lines."""
+
+console = Console(soft_wrap=True, highlight=False)
+
+
+@dataclass
+class SweepDisplay:
+    """Counts of one stage's trials. ``update`` after each change."""
+
+    stage: str
+    total: int
+    found: int = 0
+    """Results that were there already."""
+    done: int = 0
+    failed: int = 0
+    running: dict[str, str] = field(default_factory=dict)
+    """Name of a running trial -> the last that it said."""
+    started: float = field(default_factory=time.monotonic)
+    _status: Status | None = None
+    _printed: float = float("-inf")
+
+    def update(self) -> None:
+        """Shows where the sweep is: live, or as a line if the last is old enough."""
+        if console.is_terminal:
+            if self._status is None:
+                self._status = console.status("")
+                self._status.start()
+            said = "".join(f"\n    {name}: {words}" for name, words in self.running.items() if words)
+            self._status.update(self.line() + said)
+        elif time.monotonic() - self._printed >= PLAIN_EVERY:
+            self._printed = time.monotonic()
+            console.print(self.line())
+
+    def close(self) -> None:
+        """Ends the live display and leaves one line."""
+        if self._status is not None:
+            self._status.stop()
+        self.running.clear()
+        console.print(self.line())
+
+    def line(self) -> str:
+        """``train: 12/40 done, 2 running, 8 found, 0 failed, 1m20s, 3m10s left``"""
+        elapsed = time.monotonic() - self.started
+        left = self.total - self.found - self.done - self.failed
+        parts = [f"{self.stage}: {self.found + self.done}/{self.total} done"]
+        parts += [f"{len(self.running)} running"] if self.running else []
+        parts += [f"{self.found} found"] if self.found else []
+        parts += [f"{self.failed} failed", _duration(elapsed)]
+        parts += [f"about {_duration(elapsed / self.done * left)} left"] if self.done and left else []
+        return ", ".join(parts)
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes}m{rest:02d}s" if minutes else f"{rest}s"

@@ -1,0 +1,74 @@
+"""Where a job runs: on this machine, or on the cluster that Ray names."""
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import ray
+import torch
+
+from offmanifold.orchestration.errors import JobError
+
+
+def _default_storage() -> str:
+    return os.environ.get("OFFMANIFOLD_STORAGE", "~/offmanifold")
+
+
+@dataclass(frozen=True)
+class Execution:
+    """How a job is executed. None of this changes a result, but for CPUs a trial (float sums are grouped by thread)."""
+
+    cpus_per_trial: float = 1
+    """CPU cores a trial is given; torch uses as many threads."""
+    gpus_per_trial: float = 0
+    """GPUs a trial is given; a fraction shares one between trials."""
+    workers: int | None = None
+    """Trials that may run at once; None: as many as the machine or cluster has room for."""
+    retries: int = 2
+    """How often a trial that fails is tried again."""
+    storage: str = field(default_factory=_default_storage)
+    """Folder for networks, tables and figures (OFFMANIFOLD_STORAGE, else ~/offmanifold)."""
+    tracking_uri: str = field(default_factory=lambda: os.environ.get("MLFLOW_TRACKING_URI", ""))
+    """MLflow server or store (MLFLOW_TRACKING_URI, else mlflow.db in the storage folder)."""
+
+    def __post_init__(self) -> None:
+        if self.cpus_per_trial <= 0 or self.gpus_per_trial < 0:
+            raise ValueError(f"cpus_per_trial must be above 0 ({self.cpus_per_trial}), gpus_per_trial at least 0 ({self.gpus_per_trial})")
+        if (self.workers is not None and self.workers < 1) or self.retries < 0:
+            raise ValueError(f"workers must be at least 1 ({self.workers}), retries at least 0 ({self.retries})")
+
+
+@contextmanager
+def connect(execution: Execution) -> Iterator[None]:
+    """A Ray session: the cluster of ``RAY_ADDRESS`` (set in a submitted job), else one of this machine's own, ended afterwards."""
+    quiet = {"logging_level": logging.ERROR, "log_to_driver": False}
+    if os.environ.get("RAY_ADDRESS"):
+        ray.init(**quiet)
+    else:
+        ray.init(address="local", include_dashboard=False, **quiet)
+        _refuse_what_cannot_be_placed(execution)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _refuse_what_cannot_be_placed(execution: Execution) -> None:
+    have = ray.cluster_resources()
+    for flag, name, wanted in (
+        ("--cpus-per-trial", "CPU", execution.cpus_per_trial),
+        ("--gpus-per-trial", "GPU", execution.gpus_per_trial),
+    ):
+        if wanted > have.get(name, 0):
+            raise JobError(
+                f"{flag} {wanted:g}: this machine has {have.get(name, 0):g} {name}s, so no trial could ever start. "
+                "Ask for less, or name a cluster with RAY_ADDRESS."
+            )
+
+
+def take_resources(cpus: float) -> torch.device:
+    """Inside a trial: as many torch threads as CPUs, and the device: the GPU that Ray gave, or the CPU where CUDA is absent."""
+    torch.set_num_threads(max(1, int(cpus)))
+    return torch.device("cuda" if ray.get_gpu_ids() and torch.cuda.is_available() else "cpu")

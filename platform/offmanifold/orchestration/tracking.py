@@ -1,0 +1,142 @@
+"""MLflow: a run for a job, a child run for each of its trials, written by the driver alone.
+
+One writer, so that a local sqlite store is safe, and workers need neither MLflow nor its address.
+"""
+
+import logging
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mlflow
+from mlflow.entities import Metric, Param, RunTag
+from mlflow.exceptions import MlflowException
+from mlflow.tracking import MlflowClient
+
+from offmanifold.experiments.report import Report
+from offmanifold.orchestration.errors import JobError
+
+PARENT_TAG = "mlflow.parentRunId"
+
+
+@dataclass(frozen=True)
+class Tracking:
+    """An MLflow experiment in a store that was seen to work."""
+
+    client: MlflowClient
+    experiment_id: str
+    uri: str
+
+    @classmethod
+    def open(cls, uri: str, storage: Path, experiment: str) -> "Tracking":
+        """Finds or makes the experiment, and writes to the store once; ``JobError`` where that fails: before work, not after."""
+        for name in ("alembic", "mlflow"):
+            logging.getLogger(name).setLevel(logging.ERROR)
+        uri = uri or f"sqlite:///{storage / 'mlflow.db'}"
+        if uri.startswith(("http://", "https://")):
+            _reach(uri)
+        try:
+            client = MlflowClient(uri)
+            found = client.get_experiment_by_name(experiment)
+            local = uri.startswith("sqlite:")
+            identifier = (
+                found.experiment_id
+                if found
+                else client.create_experiment(experiment, artifact_location=(storage / "mlflow-artifacts").as_uri() if local else None)
+            )
+            client.set_experiment_tag(identifier, "offmanifold", "1")
+        except (MlflowException, OSError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise JobError(f"MLflow's store {uri} cannot be used ({reason}); name another with --tracking-uri") from error
+        return cls(client, identifier, uri)
+
+    @contextmanager
+    def run(self, name: str, params: Mapping[str, Any], tags: Mapping[str, str]) -> Iterator["TrackedRun"]:
+        """A job's run; it ends as FINISHED, FAILED or KILLED, whatever happens inside."""
+        run = self.start(name, params, tags)
+        try:
+            yield run
+        except KeyboardInterrupt:
+            run.end("KILLED")
+            raise
+        except BaseException as error:
+            run.end("FAILED", f"{type(error).__name__}: {error}")
+            raise
+        run.end("FINISHED")
+
+    def start(self, name: str, params: Mapping[str, Any], tags: Mapping[str, str]) -> "TrackedRun":
+        """A run with these params and tags."""
+        run_id = self.client.create_run(self.experiment_id, run_name=name, tags=dict(tags)).info.run_id
+        self.client.log_batch(run_id, params=[Param(key, str(value)) for key, value in flatten(params).items()])
+        return TrackedRun(self, run_id)
+
+
+@dataclass(frozen=True)
+class TrackedRun:
+    """A run that is being written."""
+
+    tracking: Tracking
+    run_id: str
+
+    def child(self, name: str, params: Mapping[str, Any], tags: Mapping[str, str]) -> "TrackedRun":
+        """A trial's run, below this one."""
+        return self.tracking.start(name, params, {**tags, PARENT_TAG: self.run_id})
+
+    def log(self, metrics: Mapping[str, float], step: int = 0) -> None:
+        """Figures at a step."""
+        now = int(time.time() * 1000)
+        self.tracking.client.log_batch(self.run_id, metrics=[Metric(name, value, now, step) for name, value in metrics.items()])
+
+    def tag(self, **tags: str) -> None:
+        """Labels to find the run by."""
+        self.tracking.client.log_batch(self.run_id, tags=[RunTag(name, value) for name, value in tags.items()])
+
+    def report(self, report: Report, files: Sequence[Path]) -> None:
+        """The report's curves as metrics with steps, its files as artifacts."""
+        now = int(time.time() * 1000)
+        points = [Metric(point.name, point.value, now, point.step) for point in report.metrics]
+        for start in range(0, len(points), 1000):  # MLflow's limit a batch
+            self.tracking.client.log_batch(self.run_id, metrics=points[start : start + 1000])
+        for file in files:
+            self.tracking.client.log_artifact(self.run_id, str(file))
+
+    def end(self, status: str, error: str = "") -> None:
+        """FINISHED, FAILED or KILLED."""
+        if error:
+            self.tag(error=error[:5000])
+        self.tracking.client.set_terminated(self.run_id, status)
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings with dotted names, as MLflow compares them."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return flat
+
+
+def git_commit() -> str:
+    """The commit of the working directory, with ``+changes`` where files differ from it; ``unknown`` outside a checkout."""
+    try:
+        commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+        dirty = subprocess.run(["git", "status", "--porcelain"], capture_output=True, text=True, check=True, timeout=10).stdout
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+    return commit + ("+changes" if dirty else "")
+
+
+def _reach(uri: str) -> None:
+    """MLflow's own client would try for minutes."""
+    try:
+        with urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=10):
+            return
+    except urllib.error.HTTPError:
+        return  # it answers; what it lets us do, the client will find out
+    except OSError as error:
+        raise JobError(f"no MLflow server answers at {uri} ({error}); start one, or name another with --tracking-uri") from error

@@ -1,0 +1,44 @@
+"""Named streams of random numbers: every seed is derived from names, never from the order of calls.
+
+So a draw is the same function on any machine and worker, and adding a member, an epsilon or a repetition
+leaves all other numbers as they were.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+
+def derive(*keys: int | str) -> int:
+    """A 63-bit seed from names and numbers: ``derive(seed, "member", 3)``."""
+    digest = hashlib.sha256(repr(keys).encode()).digest()
+    return int.from_bytes(digest[:8], "little") >> 1
+
+
+def generator(*keys: int | str) -> torch.Generator:
+    """A CPU generator of its own for these names; move what it gives to the device, so that all devices agree."""
+    return torch.Generator().manual_seed(derive(*keys))
+
+
+@contextmanager
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Global torch randomness fixed inside the block, and left as it was after it."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
+
+
+def per_image(images: Tensor, seed: int, sample: Callable[[torch.Generator, torch.Size], Tensor]) -> Tensor:
+    """One independent sample for each image, (batch, ...) -> (batch, ...), keyed by (seed, the image's own bytes).
+
+    The same image meets the same noise in any batch, in any order, on any worker.
+    """
+
+    def one(image: Tensor) -> Tensor:
+        content = hashlib.sha256(image.detach().cpu().contiguous().numpy().tobytes()).hexdigest()
+        return sample(generator(seed, content), image.shape)
+
+    return torch.stack([one(image) for image in images]).to(images)

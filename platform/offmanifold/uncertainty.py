@@ -1,0 +1,70 @@
+"""Measures of uncertainty: functions of log-probabilities (draws, batch, classes) -> (batch,), in nats where they are entropies.
+
+They are computed in float64. With a single draw there is nothing to compare: mutual information, softmax variance and
+variation ratio are then *not applicable*, NaN, and never 0 (which would say that the model is sure).
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from offmanifold.predictive import mean_log_probs
+
+Measure = Callable[[Tensor], Tensor]
+
+
+def predictive_entropy(log_probs: Tensor) -> Tensor:
+    """H(E_w p), in nats: (draws, batch, classes) -> (batch,).
+
+    0 iff the mean is one-hot; at most log(classes), at the uniform distribution.  Smith & Gal (2018), eq. 7.
+    """
+    return torch.special.entr(mean_log_probs(log_probs.double()).exp()).sum(dim=-1)
+
+
+def expected_entropy(log_probs: Tensor) -> Tensor:
+    """E_w H(p), in nats: (draws, batch, classes) -> (batch,). At most the predictive entropy.
+
+    Gal & Smith (2018) call it aleatoric uncertainty.
+    """
+    return torch.special.entr(log_probs.double().exp()).sum(dim=-1).mean(dim=0)
+
+
+def mutual_information(log_probs: Tensor) -> Tensor:
+    """I(y; w | x) = H(E_w p) - E_w H(p), in nats: (draws, batch, classes) -> (batch,).
+
+    0 iff all draws agree; at most log(min(draws, classes)); biased low, by a tenth at 10 draws.  NaN for a single draw.
+    Smith & Gal (2018), eq. 4 and 8.
+    """
+    return _between_draws(log_probs, predictive_entropy(log_probs) - expected_entropy(log_probs))
+
+
+def softmax_variance(log_probs: Tensor) -> Tensor:
+    """1/C sum_c Var_w p_c, the mean over classes of the variance over draws: (draws, batch, classes) -> (batch,).
+
+    C times it is the mutual information to first order in log p = p - 1; where the draws differ little, the mutual information is
+    sum_c Var_c / (2 p_c).  NaN for a single draw.  Smith & Gal (2018), eq. 9 and 10.
+    """
+    return _between_draws(log_probs, log_probs.double().exp().var(dim=0, correction=0).mean(dim=-1))
+
+
+def variation_ratio(log_probs: Tensor) -> Tensor:
+    """1 - the share of draws that vote for the commonest class: (draws, batch, classes) -> (batch,).
+
+    0 iff all draws vote alike; at most 1 - 1/classes.  NaN for a single draw.  Gal (2016), section 3.3.
+    """
+    votes = torch.nn.functional.one_hot(log_probs.argmax(dim=-1), log_probs.shape[-1])
+    return _between_draws(log_probs, 1.0 - votes.double().mean(dim=0).amax(dim=-1))
+
+
+def _between_draws(log_probs: Tensor, values: Tensor) -> Tensor:
+    return values if len(log_probs) > 1 else torch.full_like(values, torch.nan)
+
+
+MEASURES: dict[str, Measure] = {
+    "predictive_entropy": predictive_entropy,
+    "expected_entropy": expected_entropy,
+    "mutual_information": mutual_information,
+    "softmax_variance": softmax_variance,
+    "variation_ratio": variation_ratio,
+}

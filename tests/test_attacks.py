@@ -1,0 +1,234 @@
+"""Attacks against closed forms, and step for step against foolbox and torchattacks on a fixed network."""
+
+import eagerpy
+import foolbox
+import pytest
+import torch
+import torchattacks
+from torch import nn
+from torch.testing import assert_close
+
+from offmanifold.attacks import ATTACKS, CONTROLS, OBJECTIVES, THREATS, L2, Linf, Schedule, basic_iterative, fast_gradient
+from offmanifold.attacks import misclassify, momentum_iterative, projected_gradient, reach
+from offmanifold.inference.point import PointEstimate
+from offmanifold.predictive import mean_log_probs
+
+
+@pytest.fixture(scope="module")
+def network() -> nn.Sequential:
+    """A fixed smooth network of two layers."""
+    torch.manual_seed(3)
+    return nn.Sequential(nn.Conv2d(1, 4, 5, stride=2), nn.Tanh(), nn.Flatten(), nn.Linear(4 * 12 * 12, 10)).eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="module")
+def x() -> torch.Tensor:
+    return torch.rand(16, 1, 28, 28, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(scope="module")
+def y(network, x) -> torch.Tensor:
+    return network(x).argmax(1)
+
+
+@pytest.mark.parametrize("norm", THREATS)
+@pytest.mark.parametrize("name", ATTACKS)
+def test_an_attack_stays_inside_the_threat_raises_the_loss_and_repeats_itself(name, norm, network, x, y):
+    threat = THREATS[norm]({"linf": 0.05, "l2": 0.8}[norm])
+    loss = misclassify(PointEstimate(network), y)
+    candidate = ATTACKS[name](Schedule(seed=5))(loss, x, threat)
+    assert threat.contains(candidate.images, x).all()
+    assert (loss(candidate.images, 0) > loss(x, 0) + 0.1).all()
+    assert (candidate.zero_gradients == 0).all()
+    assert torch.equal(ATTACKS[name](Schedule(seed=5))(loss, x, threat).images, candidate.images)
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_a_targeted_attack_lowers_the_cross_entropy_of_its_target(name, network, x, y):
+    target = (y + 1) % 10
+    toward, away = reach(PointEstimate(network), target), misclassify(PointEstimate(network), target)
+    candidate = ATTACKS[name](Schedule())(toward, x, Linf(0.05))
+    assert (away(candidate.images, 0) < away(x, 0) - 0.1).all()
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_an_attack_on_part_of_a_batch_gives_that_part_of_the_whole(name, network, x, y):
+    posterior = PointEstimate(network)
+    whole = ATTACKS[name](Schedule(seed=2))(misclassify(posterior, y), x, Linf(0.1)).images
+    part = ATTACKS[name](Schedule(seed=2))(misclassify(posterior, y[5:9]), x[5:9], Linf(0.1)).images
+    assert_close(part, whole[5:9], atol=1e-5, rtol=0)
+
+
+def test_fast_gradient_on_a_linear_model_costs_epsilon_times_the_dual_norm():
+    w = torch.randn(1, 8, 8, generator=torch.Generator().manual_seed(1))
+    middle = torch.full((3, 1, 8, 8), 0.5)
+
+    def loss(x: torch.Tensor, step: int) -> torch.Tensor:
+        return -(x * w).flatten(1).sum(1)
+
+    for threat, dual in ((Linf(0.1), w.abs().sum()), (L2(0.1), w.norm())):
+        moved = fast_gradient()(loss, middle, threat).images
+        assert_close(loss(moved, 0) - loss(middle, 0), (0.1 * dual).expand(3))
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 5, 10])
+def test_momentum_iterative_is_torchattacks_step_for_step(steps, network, x, y):
+    ours = momentum_iterative(steps=steps, step_size=0.06)(misclassify(PointEstimate(network), y), x, Linf(max(0.06, 0.3 * steps / 10)))
+    theirs = torchattacks.MIFGSM(network, eps=max(0.06, 0.3 * steps / 10), alpha=0.06, steps=steps, decay=1.0)(x, y)
+    assert_close(ours.images, theirs, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 5, 10])
+def test_basic_iterative_is_foolbox_step_for_step(steps, network, x, y):
+    ours = basic_iterative(steps=steps, step_size=0.03)(misclassify(PointEstimate(network), y), x, Linf(0.03 * max(1, steps / 2)))
+    model = foolbox.PyTorchModel(network, bounds=(0, 1), device="cpu")
+    attack = foolbox.attacks.LinfBasicIterativeAttack(abs_stepsize=0.03, steps=steps, random_start=False)
+    theirs = attack.run(model, x, y, epsilon=0.03 * max(1, steps / 2))
+    assert_close(ours.images, theirs, atol=1e-6, rtol=0)
+
+
+def test_fast_gradient_is_foolbox_in_both_norms(network, x, y):
+    model = foolbox.PyTorchModel(network, bounds=(0, 1), device="cpu")
+    for threat, attack in ((Linf(0.1), foolbox.attacks.LinfFastGradientAttack()), (L2(0.7), foolbox.attacks.L2FastGradientAttack())):
+        ours = fast_gradient()(misclassify(PointEstimate(network), y), x, threat).images
+        assert_close(ours, attack.run(model, x, y, epsilon=threat.epsilon), atol=1e-5, rtol=0)
+
+
+def test_the_basic_iterative_method_in_l2_and_targeted_is_foolbox(network, x, y):
+    model = foolbox.PyTorchModel(network, bounds=(0, 1), device="cpu")
+    target = (y + 3) % 10
+    ours = basic_iterative(steps=6, step_size=0.3)(reach(PointEstimate(network), target), x, L2(1.0)).images
+    attack = foolbox.attacks.L2BasicIterativeAttack(abs_stepsize=0.3, steps=6, random_start=False)
+    theirs = attack.run(model, x, foolbox.criteria.TargetedMisclassification(eagerpy.astensor(target).raw), epsilon=1.0)
+    assert_close(ours, theirs, atol=1e-5, rtol=0)
+
+
+def test_projected_gradient_starts_at_random_in_the_ball_and_differs_between_images(x):
+    def flat(images: torch.Tensor, step: int) -> torch.Tensor:
+        return (images * 0).flatten(1).sum(1)
+
+    candidate = projected_gradient(steps=4, step_size=0.1, seed=1)(flat, torch.full_like(x, 0.5) + 1e-3 * x, Linf(0.2))
+    moved = candidate.images - (torch.full_like(x, 0.5) + 1e-3 * x)
+    assert moved.std() == pytest.approx(0.2 / 3**0.5, rel=0.02)
+    assert not torch.equal(moved[0], moved[1])
+
+
+def test_a_flat_loss_moves_nothing_gives_no_nan_and_its_zero_gradients_are_counted(x):
+    def flat(images: torch.Tensor, step: int) -> torch.Tensor:
+        return torch.where(torch.arange(len(images)) < 4, 0.0, 1.0) * images.flatten(1).sum(1)
+
+    for threat in (Linf(0.1), L2(0.1)):
+        candidate = momentum_iterative(steps=3, step_size=0.05)(flat, x, threat)
+        assert torch.equal(candidate.images[:4], x[:4])
+        assert not candidate.images.isnan().any()
+        assert candidate.zero_gradients.tolist() == [3] * 4 + [0] * 12
+
+
+def test_half_precision_is_refused(network, x, y):
+    with pytest.raises(TypeError, match="float32 or wider"):
+        fast_gradient()(misclassify(PointEstimate(network), y), x.half(), Linf(0.1))
+
+
+@pytest.mark.parametrize(("steps", "step_size"), [(10, 0.005), (10, 0.2)])
+def test_steps_that_cannot_reach_the_ball_or_overshoot_it_are_refused(steps, step_size, network, x, y):
+    with pytest.raises(ValueError, match=r"must be in \[0.01, 0.1\]"):
+        basic_iterative(steps, step_size)(misclassify(PointEstimate(network), y), x, Linf(0.1))
+
+
+def test_objectives_by_hand():
+    p = torch.tensor([[[0.5, 0.3, 0.2]], [[0.1, 0.8, 0.1]]])
+    label = torch.tensor([0])
+    logs = p.log()
+    values = {name: objective(logs, label).item() for name, objective in OBJECTIVES.items()}
+    geometric = (p[0] * p[1]).sqrt().squeeze(0)
+    assert values["mixture"] == pytest.approx(-torch.tensor(0.3).log().item())
+    assert values["expected"] == pytest.approx(-(logs[0, 0, 0] + logs[1, 0, 0]).item() / 2)
+    assert values["mean_logit"] == pytest.approx(-(geometric[0] / geometric.sum()).log().item())
+    assert values["margin"] == pytest.approx((torch.tensor(0.55) / 0.3).log().item())
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_objectives_rank_labels_alike_for_one_draw_and_are_blind_to_a_shift_of_logits(name):
+    logits = torch.randn(1, 6, 4, generator=torch.Generator().manual_seed(0))
+    log_probs = torch.log_softmax(logits, -1)
+    label = torch.arange(6) % 4
+    if name != "margin":
+        assert_close(OBJECTIVES[name](log_probs, label), nn.functional.cross_entropy(logits[0], label, reduction="none"))
+    shifted = torch.log_softmax(logits + 100, -1)
+    assert_close(OBJECTIVES[name](shifted, label), OBJECTIVES[name](log_probs, label), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_objectives_keep_their_gradient_where_probabilities_saturate(name):
+    logits = torch.tensor([[[60.0, 0.0, -3.0]]]).repeat(3, 1, 1).requires_grad_()
+    OBJECTIVES[name](torch.log_softmax(logits, -1), torch.tensor([0])).sum().backward()
+    assert logits.grad.abs().max() > 1e-27
+
+
+def test_fresh_draws_differ_between_steps_fixed_draws_do_not(posteriors, images, labels):
+    fresh = misclassify(posteriors["mc_dropout"], labels, draws=3, seed=1)
+    fixed = misclassify(posteriors["mc_dropout"], labels, draws=3, seed=1, fresh=False)
+    assert not torch.equal(fresh(images, 0), fresh(images, 1))
+    assert torch.equal(fresh(images, 1), fresh(images, 1))
+    assert torch.equal(fixed(images, 0), fixed(images, 1))
+
+
+@pytest.mark.parametrize("name", CONTROLS)
+def test_a_control_stays_in_bounds_repeats_itself_and_knows_images_by_their_content(name, x):
+    threat = Linf(0.1)
+    attacked = threat.project(x + 0.1, x)
+    noised = CONTROLS[name](x, attacked, threat, 4)
+    assert noised.min() >= 0
+    assert noised.max() <= 1
+    assert_close(CONTROLS[name](x[3:5], attacked[3:5], threat, 4), noised[3:5])
+    assert not torch.equal(CONTROLS[name](x, attacked, threat, 5), noised)
+    if name != "gaussian":
+        assert threat.contains(noised, x).all()
+
+
+def test_random_sign_has_the_full_step_s_norm_and_zero_mean():
+    grey = torch.full((4, 1, 50, 50), 0.5) + torch.linspace(0, 0.01, 4).view(-1, 1, 1, 1)
+    moved = CONTROLS["random_sign"](grey, grey, Linf(0.1), 0) - grey
+    assert_close(moved.abs(), torch.full_like(moved, 0.1))
+    assert moved.mean().abs() < 4 * 0.1 / 100
+    in_l2 = CONTROLS["random_sign"](grey, grey, L2(2.0), 0) - grey
+    assert_close(in_l2.flatten(1).norm(dim=1), torch.full((4,), 2.0))
+
+
+def test_gaussian_noise_has_the_attack_s_l2_norm_after_clipping(x):
+    black_and_white = x.round()
+    attacked = Linf(0.1).project(black_and_white + 0.1 * torch.randn_like(x).sign(), black_and_white)
+    noised = CONTROLS["gaussian"](black_and_white, attacked, Linf(0.1), 0)
+    assert_close((noised - black_and_white).flatten(1).norm(dim=1), (attacked - black_and_white).flatten(1).norm(dim=1), rtol=1e-4, atol=0)
+
+
+def test_uniform_noise_fills_the_ball():
+    grey = torch.full((1, 1, 100, 100), 0.5)
+    moved = CONTROLS["uniform"](grey, grey, Linf(0.2), 0) - grey
+    assert moved.std() == pytest.approx(0.2 / 3**0.5, rel=0.02)
+    assert THREATS["l2"](3.0).distance(CONTROLS["uniform"](grey, grey, L2(3.0), 0) - grey).item() <= 3.0 + 1e-5
+
+
+@pytest.mark.parametrize("norm", THREATS)
+def test_projection_is_idempotent_and_contains_tells_inside_from_outside(norm, x):
+    threat = THREATS[norm](0.3)
+    projected = threat.project(x + torch.randn(x.shape, generator=torch.Generator().manual_seed(0)), x)
+    assert threat.contains(projected, x).all()
+    assert_close(threat.project(projected, x), projected, atol=1e-6, rtol=0)
+    assert not threat.contains(x + 1.0, x).any()
+    assert not threat.contains(x * torch.nan, x).any()
+    assert not THREATS[norm](100.0).contains(x + 1.0, x).any()  # inside the ball, outside the bounds
+
+
+def test_bounds_may_differ_between_channels():
+    low, high = torch.tensor([-1.0, -2.0]).view(2, 1, 1), torch.tensor([1.0, 2.0]).view(2, 1, 1)
+    projected = Linf(10.0, bounds=(low, high)).project(torch.full((1, 2, 3, 3), 5.0), torch.zeros(1, 2, 3, 3))
+    assert projected[0, :, 0, 0].tolist() == [1.0, 2.0]
+
+
+def test_the_mixture_attack_fools_the_mean_of_a_dropout_posterior(posteriors, images):
+    posterior = posteriors["mc_dropout"]
+    label = mean_log_probs(posterior.draw(20, 0).log_probs(images)).argmax(-1)
+    found = momentum_iterative()(misclassify(posterior, label, draws=5), images, Linf(0.3)).images
+    after = mean_log_probs(posterior.draw(20, 99).log_probs(found)).argmax(-1)
+    assert (after != label).float().mean() > 0.8
