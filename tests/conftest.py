@@ -1,18 +1,28 @@
 """What tests share: real digits, and one network of each kind trained on them."""
 
+import logging
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
-
 from offmanifold import data
 from offmanifold.data import Dataset, Source
 from offmanifold.inference import METHODS, ensemble, mc_dropout, point, sgd
+from offmanifold.orchestration.session import ray
 
 torch.set_num_threads(1)
 
 SHARED_DATA = Path(os.environ.get("OFFMANIFOLD_DATA", Path(__file__).parents[2] / "shared" / "data"))
+
+
+@pytest.fixture(scope="session")
+def mnist_root() -> Path:
+    """The folder that holds the real MNIST; tests of it are skipped where there is none."""
+    if not (SHARED_DATA / "MNIST" / "raw").exists():
+        pytest.skip(f"no MNIST under {SHARED_DATA}")
+    return SHARED_DATA
 
 
 @pytest.fixture(scope="session")
@@ -45,3 +55,28 @@ def images(digits: Source) -> torch.Tensor:
 @pytest.fixture(scope="session")
 def labels(digits: Source) -> torch.Tensor:
     return digits.test.targets[:24]
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[None]:
+    """One Ray cluster for all tests that need one: two CPUs and a logical GPU."""
+    ray.init(address="local", num_cpus=2, num_gpus=1, include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+ROOT = Path(__file__).parents[1]
+OUR_WARNINGS: list[str] = []
+
+
+def pytest_warning_recorded(warning_message, when, nodeid, location):
+    if Path(warning_message.filename).is_relative_to(ROOT) and ".venv" not in warning_message.filename:
+        OUR_WARNINGS.append(f"{nodeid}: {warning_message.filename}:{warning_message.lineno}: {warning_message.message}")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_sessionfinish(session, exitstatus):
+    """A warning of our own making fails the run; those that libraries give one another do not."""
+    if OUR_WARNINGS:
+        print("\nwarnings of our own making:", *OUR_WARNINGS, sep="\n  ")
+        session.exitstatus = 1

@@ -5,13 +5,25 @@ import foolbox
 import pytest
 import torch
 import torchattacks
-from torch import nn
-from torch.testing import assert_close
-
-from offmanifold.attacks import ATTACKS, CONTROLS, OBJECTIVES, THREATS, L2, Linf, Schedule, basic_iterative, fast_gradient
-from offmanifold.attacks import misclassify, momentum_iterative, projected_gradient, reach
+from offmanifold.attacks import (
+    ATTACKS,
+    CONTROLS,
+    L2,
+    OBJECTIVES,
+    THREATS,
+    Linf,
+    Schedule,
+    basic_iterative,
+    fast_gradient,
+    misclassify,
+    momentum_iterative,
+    projected_gradient,
+    reach,
+)
 from offmanifold.inference.point import PointEstimate
 from offmanifold.predictive import mean_log_probs
+from torch import nn
+from torch.testing import assert_close
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ def predictive_entropy(log_probs: Tensor) -> Tensor:
 
     0 iff the mean is one-hot; at most log(classes), at the uniform distribution.  Smith & Gal (2018), eq. 7.
     """
-    return torch.special.entr(mean_log_probs(log_probs.double()).exp()).sum(dim=-1)
+    return _entropy(mean_log_probs(log_probs.double()))
 
 
 def expected_entropy(log_probs: Tensor) -> Tensor:
@@ -27,7 +27,7 @@ def expected_entropy(log_probs: Tensor) -> Tensor:
 
     Gal & Smith (2018) call it aleatoric uncertainty.
     """
-    return torch.special.entr(log_probs.double().exp()).sum(dim=-1).mean(dim=0)
+    return _entropy(log_probs.double()).mean(dim=0)
 
 
 def mutual_information(log_probs: Tensor) -> Tensor:
@@ -55,6 +55,12 @@ def variation_ratio(log_probs: Tensor) -> Tensor:
     """
     votes = torch.nn.functional.one_hot(log_probs.argmax(dim=-1), log_probs.shape[-1])
     return _between_draws(log_probs, 1.0 - votes.double().mean(dim=0).amax(dim=-1))
+
+
+def _entropy(log_probs: Tensor) -> Tensor:
+    """-sum p log p over the last axis, 0 log 0 = 0."""
+    terms: Tensor = torch.special.entr(log_probs.exp())
+    return terms.sum(dim=-1)
 
 
 def _between_draws(log_probs: Tensor, values: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from offmanifold.attacks.gradient import (
 )
 from offmanifold.attacks.losses import OBJECTIVES, misclassify, reach
 from offmanifold.attacks.noise import Control, gaussian, random_sign, uniform
-from offmanifold.attacks.threat import THREATS, L2, Linf, Threat
+from offmanifold.attacks.threat import L2, THREATS, Linf, Threat
 
 
 @dataclass(frozen=True)

@@ -71,7 +71,9 @@ def momentum_iterative(steps: int = DEFAULT_STEPS, step_size: float | None = Non
 def check_step_size(epsilon: float, steps: int, step_size: float) -> None:
     """``ValueError`` where steps of this size cannot reach the ball's edge, or overshoot it at once (TRAPS 11)."""
     if not epsilon / steps <= step_size * (1 + 1e-9) or not step_size <= epsilon * (1 + 1e-9):
-        raise ValueError(f"{steps} steps of {step_size:g} do not fit epsilon {epsilon:g}: a step must be in [{epsilon / steps:g}, {epsilon:g}]")
+        raise ValueError(
+            f"{steps} steps of {step_size:g} do not fit epsilon {epsilon:g}: a step must be in [{epsilon / steps:g}, {epsilon:g}]"
+        )
 
 
 def _step_size(threat: Threat, steps: int, step_size: float | None) -> float:

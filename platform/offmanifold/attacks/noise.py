@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from offmanifold.attacks.threat import Threat, clip
+from offmanifold.attacks.threat import Threat, clip, l2_norm
 from offmanifold.randomness import per_image
 
 Control = Callable[[Tensor, Tensor, Threat, int], Tensor]
@@ -29,7 +29,7 @@ def gaussian(x: Tensor, attacked: Tensor, threat: Threat, seed: int) -> Tensor:
     The norm grows with the scale, so the scale is found by bisection. A pixel may leave an L-infinity ball.
     """
     noise = per_image(x, seed, lambda generator, shape: torch.randn(shape, generator=generator))
-    wanted = _l2(attacked - x)
+    wanted = l2_norm(attacked - x)
 
     def scaled(scale: Tensor) -> Tensor:
         return clip(x + noise * scale.view(-1, *[1] * (x.ndim - 1)), threat.bounds)
@@ -37,10 +37,6 @@ def gaussian(x: Tensor, attacked: Tensor, threat: Threat, seed: int) -> Tensor:
     low, high = torch.zeros_like(wanted), torch.full_like(wanted, 100.0)
     for _ in range(40):
         middle = (low + high) / 2
-        short = _l2(scaled(middle) - x) < wanted
+        short = l2_norm(scaled(middle) - x) < wanted
         low, high = torch.where(short, middle, low), torch.where(short, high, middle)
     return scaled(low)
-
-
-def _l2(difference: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(difference.flatten(1), dim=1)

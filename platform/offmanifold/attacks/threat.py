@@ -69,7 +69,7 @@ class L2:
     bounds: tuple[float | Tensor, float | Tensor] = (0.0, 1.0)
 
     def distance(self, difference: Tensor) -> Tensor:
-        return torch.linalg.vector_norm(difference.flatten(1), dim=1)
+        return l2_norm(difference)
 
     def project(self, candidate: Tensor, x: Tensor) -> Tensor:
         difference = candidate - x
@@ -85,7 +85,7 @@ class L2:
     def sample(self, shape: torch.Size, generator: torch.Generator) -> Tensor:
         direction = torch.randn(shape, generator=generator)
         radius = self.epsilon * torch.rand((), generator=generator) ** (1.0 / direction.numel())
-        return radius * direction / torch.linalg.vector_norm(direction)
+        return radius * direction / l2_norm(direction.unsqueeze(0))
 
 
 THREATS: dict[str, Callable[[float], Threat]] = {"linf": Linf, "l2": L2}
@@ -94,6 +94,11 @@ THREATS: dict[str, Callable[[float], Threat]] = {"linf": Linf, "l2": L2}
 def clip(images: Tensor, bounds: tuple[float | Tensor, float | Tensor]) -> Tensor:
     """Pixels taken into the bounds."""
     return torch.minimum(torch.maximum(images, torch.as_tensor(bounds[0]).to(images)), torch.as_tensor(bounds[1]).to(images))
+
+
+def l2_norm(difference: Tensor) -> Tensor:
+    """Euclidean norm of each image: (batch, ...) -> (batch,)."""
+    return difference.flatten(1).square().sum(dim=1).sqrt()
 
 
 def _within(threat: Threat, candidate: Tensor, x: Tensor) -> Tensor:

@@ -56,7 +56,9 @@ def _verify(path: Path, size: int, digest: str) -> None:
         raise DataError(f"{path} has {found:,} bytes instead of {size:,}: truncated or altered. Delete it and run again to download it.")
     actual = hashlib.sha256(path.read_bytes()).hexdigest()
     if actual != digest:
-        raise DataError(f"{path} has SHA-256 {actual[:12]}... instead of {digest[:12]}...: altered. Delete it and run again to download it.")
+        raise DataError(
+            f"{path} has SHA-256 {actual[:12]}... instead of {digest[:12]}...: altered. Delete it and run again to download it."
+        )
 
 
 def _first_line(error: Exception) -> str:

@@ -104,9 +104,10 @@ def evaluate(
 ) -> Result:
     """One attack at one epsilon, with its controls: a row for each perturbation, and the arrays of every image's answers.
 
-    Rows: the clean images (zero noise), the attack, the three noise controls. The figures *changed* (the mean prediction differs
-    from the clean one), *wrong* (from the truth, over all images), *wrong_of_correct* (over images that were right when clean) and *confident*
-    (changed, and surer than ``sure_above``) come with 95 % Wilson intervals; l2 and linf are means over images.
+    Rows: the clean images (zero noise), the attack, the three noise controls. Four shares of images come with 95 % Wilson intervals:
+    *changed*, the mean prediction differs from the clean one; *wrong*, it differs from the truth, over all images;
+    *wrong_of_correct*, the same over images that were right when clean; *confident*, changed and surer than ``sure_above``.
+    l2 and linf are the realised norms' means over images; zero_gradients is the share of (image, step) without a gradient.
     """
     config.check(epsilon)
     threat = THREATS[config.norm](epsilon)
@@ -120,9 +121,7 @@ def evaluate(
     for name, control in CONTROLS.items():
         perturbed[name] = control(images, candidate, threat, derive(seed, name))
     judged = {name: answers(judge, x, config.attack_batch_size) for name, x in perturbed.items()}
-    judged[NO_PERTURBATION] = answers(
-        judging.draw(config.judge_draws, derive(seed, "judge again")), images, config.attack_batch_size
-    )
+    judged[NO_PERTURBATION] = answers(judging.draw(config.judge_draws, derive(seed, "judge again")), images, config.attack_batch_size)
     perturbed[NO_PERTURBATION] = images
 
     rows, arrays = [], {"label": truth.numpy(), "clean_label": clean.label.numpy()}
@@ -130,7 +129,7 @@ def evaluate(
         row = {"attack": attack, "epsilon": epsilon, "perturbation": name, "images": len(data)}
         row |= _success(judged[name], clean, truth, config.sure_above)
         row |= {measure: values.mean().item() for measure, values in judged[name].measures.items()}
-        row |= {"l2": _mean_norm(x - images, 2), "linf": _mean_norm(x - images, torch.inf)}
+        row |= {norm: THREATS[norm](epsilon).distance(x - images).mean().item() for norm in THREATS}
         row["zero_gradients"] = zero_gradients if name == attack else float("nan")
         rows.append(row)
         arrays |= _per_image(name, judged[name])
@@ -204,10 +203,6 @@ def _metrics(table: pd.DataFrame, attack: str) -> dict[str, float]:
     rows["attack"] = rows.pop(attack)
     figures = {f"{perturbation}.{name}": float(row[name]) for perturbation, row in rows.items() for name in shown}
     return {name: value for name, value in figures.items() if not np.isnan(value)}
-
-
-def _mean_norm(difference: Tensor, order: float) -> float:
-    return torch.linalg.vector_norm(difference.flatten(1), ord=order, dim=1).mean().item()
 
 
 def _chunks(total: int, size: int) -> Iterator[slice]:

@@ -17,9 +17,9 @@ from offmanifold.attacks import ATTACKS
 from offmanifold.data import DATASETS, Source
 from offmanifold.evaluation import robustness
 from offmanifold.experiments import figures
-from offmanifold.experiments.robustness_table import conclusion, curves, over_repetitions, success_table, uncertainty_table
 from offmanifold.experiments.report import Report
 from offmanifold.experiments.reported import ENSEMBLE_ROBUSTNESS, GS_TABLE_4
+from offmanifold.experiments.robustness_table import conclusion, curves, over_repetitions, success_table, uncertainty_table
 from offmanifold.inference import Posterior, sgd
 from offmanifold.inference.ensemble import Ensemble
 from offmanifold.inference.mc_dropout import McDropout
@@ -82,7 +82,7 @@ class Config:
         if unknown := [attack for attack in self.attacks if attack not in ATTACKS]:
             raise ValueError(f"attack {unknown[0]!r} is unknown; there are: {', '.join(ATTACKS)}")
         for epsilon in self.epsilons:
-            if not 0 < epsilon <= 1:
+            if not 0 < epsilon <= (1 if self.judging.norm == "linf" else float("inf")):
                 raise ValueError(f"epsilon {epsilon:g} is outside (0, 1]: it is in units of a pixel's range")
             self.judging.check(epsilon)
         if not self.network.stochastic:
@@ -208,8 +208,7 @@ def train(cell: Member, source: Source, inputs: Sequence[Result], device: torch.
 def attack(cell: Attacked, source: Source, inputs: Sequence[Result], device: torch.device, progress: Progress) -> Result:
     """The judge's rows for this model; ``inputs`` are the trained members in the cell's order."""
     posteriors = [
-        _posterior(member, weights, len(source.pool.class_names), device)
-        for member, weights in zip(cell.members, inputs, strict=True)
+        _posterior(member, weights, len(source.pool.class_names), device) for member, weights in zip(cell.members, inputs, strict=True)
     ]
     posterior = Ensemble(posteriors) if cell.model.endswith("_ensemble") else posteriors[0]
     test = source.test.sample(cell.images.test_images, cell.seed, cell.repetition)

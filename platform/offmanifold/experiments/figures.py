@@ -8,8 +8,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from offmanifold.experiments.robustness_table import NOISE, Reports
 from offmanifold.evaluation.robustness import NO_PERTURBATION
+from offmanifold.experiments.robustness_table import NOISE, Reports
 
 MODELS = {
     "dropout": ("dropout", "#D55E00", "o"),
@@ -38,7 +38,7 @@ def success_against_epsilon(summary: pd.DataFrame, reported: Reports) -> Figure:
         for (success, title), axes in zip(SUCCESSES.items(), row, strict=True):
             for model, (label, colour, marker) in MODELS.items():
                 for perturbation, style in ((attack, "-"), (NOISE, "--")):
-                    chosen = summary.query("model == @model and attack == @attack and perturbation == @perturbation").sort_values("epsilon")
+                    chosen = _rows(summary, model, attack, perturbation)
                     name = label if perturbation == attack else None
                     axes.errorbar(
                         chosen["epsilon"],
@@ -81,7 +81,9 @@ def uncertainty_histograms(images: pd.DataFrame) -> Figure:
                 for kind, (name, colour) in kinds.items():
                     values = of_model.loc[of_model["perturbation"] == kind, measure]
                     weights = np.full(len(values), 1 / max(len(values), 1))
-                    axes.hist(values, bins=np.linspace(0, top, 41), weights=weights, histtype="step", linewidth=1.5, label=name, color=colour)
+                    axes.hist(
+                        values, bins=np.linspace(0, top, 41), weights=weights, histtype="step", linewidth=1.5, label=name, color=colour
+                    )
             axes.set(title=label, xlabel=title, yscale="log", ylim=(5e-4, 1.2))
         row[0].set_ylabel("share of images")
     panels[0][0].legend(fontsize=8)
@@ -110,6 +112,11 @@ def examples(results: Mapping[Any, Any], columns: int = 6) -> Figure:
         panels[1 + 2 * index][0].set_ylabel("change", fontsize=7)
         panels[2 + 2 * index][0].set_ylabel(MODELS[model][0].replace(" ", "\n"), fontsize=7)
     return figure
+
+
+def _rows(summary: pd.DataFrame, model: str, attack: str, perturbation: str) -> pd.DataFrame:
+    wanted = (summary["model"] == model) & (summary["attack"] == attack) & (summary["perturbation"] == perturbation)
+    return summary[wanted].sort_values("epsilon")
 
 
 def _bars(rows: pd.DataFrame, success: str) -> Any:

@@ -40,7 +40,8 @@ class Artifacts:
         filesystem.create_dir(path, recursive=True)
         table = BytesIO()
         result.table.to_parquet(table, index=False)
-        header = {"recipe": recipe(cell, fingerprint), "metrics": dict(result.metrics)}
+        # safetensors gives its arrays back in any order
+        header = {"recipe": recipe(cell, fingerprint), "metrics": dict(result.metrics), "order": list(result.arrays)}
         arrays = {name: np.ascontiguousarray(value) for name, value in result.arrays.items()}
         _write(filesystem, f"{path}/table.parquet", table.getvalue())
         _write(filesystem, f"{path}/arrays.safetensors", save_arrays(arrays, metadata={HEADER: json.dumps(header)}))
@@ -52,7 +53,8 @@ class Artifacts:
             content = stream.readall()
         with filesystem.open_input_file(f"{path}/table.parquet") as stream:
             table = pd.read_parquet(BytesIO(stream.readall()))
-        return Result(table, load_arrays(content), _header(content)["metrics"])
+        header, arrays = _header(content), load_arrays(content)
+        return Result(table, {name: arrays[name] for name in header["order"]}, header["metrics"])
 
     def _locate(self, key: str) -> tuple[fs.FileSystem, str]:
         filesystem, path = fs.FileSystem.from_uri(self.root if "://" in self.root else str(Path(self.root).absolute()))

@@ -25,8 +25,17 @@ class SweepDisplay:
     running: dict[str, str] = field(default_factory=dict)
     """Name of a running trial -> the last that it said."""
     started: float = field(default_factory=time.monotonic)
+    _last_done: float = 0.0
+    """Seconds after the start at which a trial last ended: between two ends, the time left counts down."""
     _status: Status | None = None
     _printed: float = float("-inf")
+
+    def finish(self, name: str, failed: bool = False) -> None:
+        """A trial has ended."""
+        self.running.pop(name, None)
+        self.done, self.failed = self.done + (not failed), self.failed + failed
+        self._last_done = time.monotonic() - self.started
+        self.update()
 
     def update(self) -> None:
         """Shows where the sweep is: live, or as a line if the last is old enough."""
@@ -55,7 +64,9 @@ class SweepDisplay:
         parts += [f"{len(self.running)} running"] if self.running else []
         parts += [f"{self.found} found"] if self.found else []
         parts += [f"{self.failed} failed", _duration(elapsed)]
-        parts += [f"about {_duration(elapsed / self.done * left)} left"] if self.done and left else []
+        if self.done and left:
+            expected = self._last_done / self.done * left - (elapsed - self._last_done)
+            parts += [f"about {_duration(max(expected, 0))} left"]
         return ", ".join(parts)
 
 

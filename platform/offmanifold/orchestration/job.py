@@ -21,8 +21,9 @@ from offmanifold.orchestration.command_line import parse
 from offmanifold.orchestration.display import console
 from offmanifold.orchestration.errors import JobError
 from offmanifold.orchestration.session import Execution, connect
-from offmanifold.orchestration.sweep import Make, SomeCell, sweep
+from offmanifold.orchestration.sweep import SomeCell, sweep
 from offmanifold.orchestration.tracking import TrackedRun, Tracking, git_commit
+from offmanifold.orchestration.trial import Make
 from offmanifold.result import Result
 
 Config = TypeVar("Config")
@@ -131,7 +132,8 @@ def _write_report(report: Report, config: Any, folder: Path) -> list[Path]:
 
 def _versions() -> dict[str, str]:
     names = ("offmanifold", "ray", "torch", "mlflow", "numpy")
-    return {f"version.{name}": version(name) for name in names} | {"version.python": platform.python_version(), "machine": platform.platform()}
+    libraries = {f"version.{name}": version(name) for name in names}
+    return {**libraries, "version.python": platform.python_version(), "machine": platform.platform()}
 
 
 def _minutes(seconds: float) -> str:

@@ -2,39 +2,24 @@
 
 import dataclasses
 import logging
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import ray
-import torch
 from ray import tune
 from ray.tune.experiment import Trial
 
 from offmanifold.data import Source
 from offmanifold.orchestration.artifacts import Artifacts
 from offmanifold.orchestration.display import SweepDisplay
-from offmanifold.orchestration.session import Execution, take_resources
+from offmanifold.orchestration.session import Execution
 from offmanifold.orchestration.tracking import TrackedRun
-from offmanifold.progress import Progress
+from offmanifold.orchestration.trial import Make, trial
 from offmanifold.result import Cell, Result, recipe_key
 
 SomeCell = TypeVar("SomeCell", bound=Cell)
-ContraCell = TypeVar("ContraCell", bound=Cell, contravariant=True)
-
-REPORT_EVERY = 1.0
-"""Seconds between two messages of a trial to the driver."""
-
-
-class Make(Protocol[ContraCell]):
-    """How a cell is computed: science, that knows neither Ray nor MLflow."""
-
-    def __call__(
-        self, cell: ContraCell, source: Source, inputs: Sequence[Result], device: torch.device, progress: Progress, /
-    ) -> Result:
-        """The cell's result, from the data and the results of its inputs."""
 
 
 @dataclass
@@ -75,12 +60,12 @@ def sweep(
     display = SweepDisplay(stage, total=len(cells), found=len(found), failed=len(outcome.failures))
     observer = _Observer(stage, wanted, fingerprint, run, display)
     if wanted:
-        trial = tune.with_parameters(
-            _trial, make=make, cells=wanted, source=source, fingerprint=fingerprint, artifacts=artifacts, cpus=execution.cpus_per_trial
+        function = tune.with_parameters(
+            trial, make=make, cells=wanted, source=source, fingerprint=fingerprint, artifacts=artifacts, cpus=execution.cpus_per_trial
         )
         resources = {"cpu": execution.cpus_per_trial, "gpu": execution.gpus_per_trial}
         tune.Tuner(
-            tune.with_resources(trial, resources),
+            tune.with_resources(function, resources),
             param_space={"cell": tune.grid_search(list(range(len(wanted))))},
             tune_config=tune.TuneConfig(reuse_actors=True, max_concurrent_trials=execution.workers or 0),
             run_config=tune.RunConfig(
@@ -97,32 +82,6 @@ def sweep(
         if cell.name not in outcome.failures:
             outcome.results[cell] = artifacts.load(cell, fingerprint)
     return outcome
-
-
-def _trial(
-    params: Mapping[str, int],
-    make: Make[Cell],
-    cells: Sequence[Cell],
-    source: Source,
-    fingerprint: str,
-    artifacts: Artifacts,
-    cpus: float,
-) -> None:
-    """In a worker: one cell, from its inputs' artifacts to its own. The source's pixels are the object store's, not a copy."""
-    cell = cells[params["cell"]]
-    device = take_resources(cpus)
-    said = 0.0
-
-    def progress(step: int, metrics: Mapping[str, float]) -> None:
-        nonlocal said
-        if time.monotonic() - said >= REPORT_EVERY:
-            said = time.monotonic()
-            tune.report({"step": step, "metrics": dict(metrics)})
-
-    inputs = [artifacts.load(needed, fingerprint) for needed in cell.inputs]
-    result = make(cell, source, inputs, device, progress)
-    artifacts.save(cell, fingerprint, result)
-    tune.report({"step": 0, "metrics": {}, "final": dict(result.metrics)})
 
 
 class _Observer(tune.Callback):
@@ -155,18 +114,14 @@ class _Observer(tune.Callback):
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         index, cell = self._cell(trial)
         self.children[index].end("FINISHED")
-        self.display.running.pop(cell.name, None)
-        self.display.done += 1
-        self.display.update()
+        self.display.finish(cell.name)
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         index, cell = self._cell(trial)
         self.failures[cell.name] = _last_line(trial)
         if index in self.children:
             self.children[index].end("FAILED", self.failures[cell.name])
-        self.display.running.pop(cell.name, None)
-        self.display.failed += 1
-        self.display.update()
+        self.display.finish(cell.name, failed=True)
 
     def _cell(self, trial: Trial) -> tuple[int, Cell]:
         index = trial.config["cell"]

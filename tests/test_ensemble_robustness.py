@@ -1,0 +1,187 @@
+"""The experiment of GS table 4, without a cluster: its cells, its table, its figures."""
+
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from offmanifold.experiments import ensemble_robustness as experiment
+from offmanifold.experiments.ensemble_robustness import PRESETS, Config, Images
+from offmanifold.experiments.reported import ENSEMBLE_ROBUSTNESS
+from offmanifold.experiments.robustness_table import conclusion, curves, over_repetitions, success_table
+from offmanifold.inference import sgd
+from offmanifold.progress import silent
+from offmanifold.result import recipe_key
+
+CPU = torch.device("cpu")
+
+SMALL = Config(
+    images=Images(train_images=150, validation_images=50, test_images=20),
+    training=sgd.Config(epochs=2),
+    members=2,
+    repetitions=2,
+    epsilons=(0.1, 0.3),
+)
+
+
+@pytest.fixture(scope="module")
+def report(digits):
+    trained = {cell: experiment.train(cell, digits, (), CPU, silent) for cell in experiment.members(SMALL)}
+    attacked = {
+        cell: experiment.attack(cell, digits, [trained[member] for member in cell.inputs], CPU, silent)
+        for cell in experiment.attacked(SMALL)
+    }
+    return experiment.summarise(SMALL, digits, attacked)
+
+
+def test_the_grid_is_every_network_and_every_attack_of_every_model():
+    members, attacked = experiment.members(SMALL), experiment.attacked(SMALL)
+    assert len(members) == len(set(members)) == len({cell.name for cell in members}) == 2 * 2 * 2
+    assert len(attacked) == len(set(attacked)) == len({cell.name for cell in attacked}) == 2 * 4 * 2
+    assert {member for cell in attacked for member in cell.inputs} == set(members)
+
+
+def test_the_single_network_is_member_0_of_its_ensemble():
+    by_model = {(cell.repetition, cell.model): cell.members for cell in experiment.attacked(SMALL)}
+    for repetition in range(2):
+        for kind in ("dropout", "deterministic"):
+            assert by_model[repetition, kind] == by_model[repetition, f"{kind}_ensemble"][:1]
+
+
+def test_keys_change_with_what_decides_a_result_and_with_nothing_else(digits):
+    def keys(config: Config) -> tuple[set[str], set[str]]:
+        return tuple({recipe_key(c, digits.fingerprint) for c in cells(config)} for cells in (experiment.members, experiment.attacked))
+
+    members, attacked = keys(SMALL)
+    more = keys(replace(SMALL, members=3, repetitions=3, epsilons=(0.05, 0.1, 0.3)))
+    assert members < more[0]  # nothing that is trained already is trained again
+    assert len(attacked & more[1]) == 2 * 2 * 2  # the single networks' cells; the ensembles' have another member now
+    assert keys(replace(SMALL, epsilons=(0.2,)))[0] == members
+    assert not keys(replace(SMALL, training=sgd.Config(epochs=3)))[0] & members
+    assert not keys(replace(SMALL, seed=1))[0] & members
+    assert recipe_key(experiment.members(SMALL)[0], "other data") not in members
+
+
+def test_rows_are_complete_and_the_summary_is_their_mean_and_spread(report):
+    rows, summary = report.tables["rows"], report.tables["summary"]
+    assert len(rows) == 2 * 4 * 2 * 5
+    assert len(summary) == 4 * 2 * 5
+    one = rows.query("model == 'dropout' and perturbation == 'mim' and epsilon == 0.3")["changed"]
+    line = summary.query("model == 'dropout' and perturbation == 'mim' and epsilon == 0.3").iloc[0]
+    assert line["changed"] == pytest.approx(one.mean())
+    assert line["changed_std"] == pytest.approx(one.std())
+    assert line["repetitions"] == 2
+
+
+def test_every_image_stands_in_the_table_of_images(report):
+    images = report.tables["images"]
+    assert len(images) == 2 * 4 * 2 * 5 * 20
+    means = images.groupby(["repetition", "model", "epsilon", "perturbation"], observed=True)["predictive_entropy"].mean()
+    for row in report.tables["rows"].to_dict("records"):
+        key = (row["repetition"], row["model"], row["epsilon"], row["perturbation"])
+        assert means[key] == pytest.approx(row["predictive_entropy"], rel=1e-4)
+
+
+def test_the_clean_images_answers_are_the_same_at_every_epsilon(report):
+    clean = report.tables["rows"].query("perturbation == 'none'")
+    assert (clean.groupby(["repetition", "model"])["predictive_entropy"].nunique() == 1).all()
+
+
+def planted(changed: dict[str, list[float]]) -> pd.DataFrame:
+    rows = []
+    for model, values in changed.items():
+        for repetition, value in enumerate(values):
+            for name, share in (("mim", value), ("random_sign", 0.05), ("none", 0.0)):
+                row = {"repetition": repetition, "model": model, "attack": "mim", "epsilon": 0.1, "perturbation": name, "images": 100}
+                for figure in ("changed", "wrong", "wrong_of_correct", "confident"):
+                    row |= {figure: share, f"{figure}_low": share - 0.01, f"{figure}_high": share + 0.01}
+                row |= dict.fromkeys(("predictive_entropy", "mutual_information", "zero_gradients"), 0.2)
+                rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def test_the_paper_stands_beside_ours_and_noise_and_accuracy_too():
+    summary = over_repetitions(planted({"dropout": [0.3, 0.5], "dropout_ensemble": [0.2, 0.2]}))
+    table = success_table(summary, ENSEMBLE_ROBUSTNESS)
+    dropout = table.set_index("model").loc["dropout"]
+    assert dropout["changed"] == "0.40 ± 0.14"
+    assert dropout["paper"] == "0.37 ± 0.02"
+    assert dropout["by noise"] == "0.05 ± 0.00"
+    assert dropout["accuracy"] == "1.000 ± 0.000"
+
+
+def test_one_repetition_has_an_interval_over_images_instead_of_a_spread():
+    table = success_table(over_repetitions(planted({"dropout": [0.3]})), {})
+    assert table["changed"].tolist() == ["0.30 [0.29, 0.31]"]
+    assert table["accuracy"].tolist() == ["1.000 [0.99, 1.01]"]
+
+
+def test_the_conclusion_is_the_paired_difference():
+    (sentence,) = conclusion(planted({"dropout": [0.3, 0.5, 0.4], "dropout_ensemble": [0.2, 0.3, 0.4]}))
+    assert "+0.100 ± 0.100" in sentence
+    assert "less in 2 of 3 repetitions" in sentence
+    assert "noise changes 0.050" in sentence
+
+
+def test_a_report_of_part_of_the_cells_says_what_it_can():
+    assert conclusion(planted({"dropout": [0.3]})) == []
+    assert len(success_table(over_repetitions(planted({"dropout_ensemble": [0.3, 0.2]})), ENSEMBLE_ROBUSTNESS)) == 1
+
+
+def test_curves_hold_the_paper_s_points_and_no_nan():
+    rows = planted({"dropout": [0.3, 0.5]}).assign(mutual_information=np.nan)
+    points = {(point.name, point.step): point.value for point in curves(over_repetitions(rows), ENSEMBLE_ROBUSTNESS)}
+    assert points["dropout.mim.changed", 100] == pytest.approx(0.4)
+    assert points["dropout.mim.changed.reported", 100] == 0.37
+    assert points["dropout.mim.noise_changed", 100] == pytest.approx(0.05)
+    assert points["dropout.clean_accuracy", 100] == 1.0
+    assert not [name for name, _ in points if "mutual_information" in name]
+
+
+def test_figures_show_what_they_promise(report, tmp_path):
+    success, histograms, examples = report.figures.values()
+    panel = success.axes[0]
+    legend = {text.get_text() for text in panel.get_legend().get_texts()}
+    assert legend == {"dropout", "dropout ensemble", "deterministic", "deterministic ensemble", "noise (random sign)"}
+    drawn = panel.containers[0].lines[0].get_xydata()
+    expected = report.tables["summary"].query("model == 'dropout' and perturbation == 'mim'").sort_values("epsilon")
+    np.testing.assert_allclose(drawn, expected[["epsilon", "changed"]].to_numpy())
+    assert any("not applicable" in text.get_text() for axes in histograms.axes for text in axes.texts)
+    for name, figure in report.figures.items():
+        figure.savefig(tmp_path / f"{name}.png")
+        assert (tmp_path / f"{name}.png").stat().st_size > 10_000
+    assert len(examples.axes) == 9 * 6
+
+
+def test_presets_differ_in_size_and_quick_needs_no_download():
+    assert list(PRESETS) == ["quick", "laptop", "paper"]
+    assert PRESETS["quick"].images.dataset == "digits"
+    assert {0.1, 0.175} <= set(PRESETS["laptop"].epsilons)
+    assert PRESETS["paper"].attacks == ("fgm", "bim", "pgd", "mim")
+    assert PRESETS["laptop"].repetitions == PRESETS["paper"].repetitions == 5
+
+
+@pytest.mark.parametrize(
+    ("bad", "words"),
+    [
+        ({"epsilons": (0.1, 1.5)}, r"epsilon 1.5 is outside \(0, 1\]"),
+        ({"epsilons": (0.0,)}, r"epsilon 0 is outside"),
+        ({"epsilons": ()}, "epsilons must be named"),
+        ({"attacks": ("mim", "mim")}, "attacks must be named once each"),
+        ({"attacks": ("deepfool",)}, "attack 'deepfool' is unknown; there are: fgm, bim, pgd, mim"),
+        ({"members": 0}, "members must be at least 1, not 0"),
+        ({"repetitions": 0}, "repetitions must be at least 1"),
+    ],
+)
+def test_a_bad_config_is_one_clear_line(bad, words):
+    with pytest.raises(ValueError, match=words) as error:
+        replace(SMALL, **bad)
+    assert "\n" not in str(error.value)
+
+
+def test_an_unknown_data_set_and_too_many_images_are_named():
+    with pytest.raises(ValueError, match="dataset 'cifar' is unknown; there are: digits, mnist"):
+        Images("cifar")
+    with pytest.raises(Exception, match="digits has 1,397 images to train and validate on, the config asks for 5,300"):
+        experiment.load(Config(images=Images(train_images=5000)))
