@@ -10,9 +10,10 @@ import argparse
 import time
 from collections.abc import Callable
 
-import foolbox.models
 import torch
 import torchattacks
+from foolbox.attacks import MIFGSM
+from foolbox.models.pytorch import PyTorchModel
 from torch import Tensor, nn
 
 from offmanifold.attacks import Linf, misclassify, momentum_iterative
@@ -72,8 +73,8 @@ def main() -> None:
     threat, attack, epsilon, step = Linf(0.3), momentum_iterative(options.steps, 0.06), 0.3, 0.06
     ours = misclassify(posterior, labels, draws=options.draws, seed=0, fresh=False)
     fresh = misclassify(posterior, labels, draws=options.draws, seed=0)
-    wrapped = foolbox.models.PyTorchModel(loop, bounds=(0, 1), device="cpu")
-    foolbox_mim = foolbox.attacks.MIFGSM(abs_stepsize=step, steps=options.steps, random_start=False)
+    wrapped = PyTorchModel(loop, bounds=(0, 1), device="cpu")
+    foolbox_mim = MIFGSM(abs_stepsize=step, steps=options.steps, random_start=False)
     torchattacks_mim = torchattacks.MIFGSM(loop, eps=epsilon, alpha=step, steps=options.steps, decay=1.0)
     ways: dict[str, Callable[[], object]] = {
         "ours, fixed draws": lambda: attack(ours, x, threat),

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from offmanifold import data
 from offmanifold.data import Dataset, Source
 from offmanifold.inference import METHODS, ensemble, mc_dropout, point, sgd

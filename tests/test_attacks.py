@@ -5,6 +5,9 @@ import foolbox
 import pytest
 import torch
 import torchattacks
+from torch import nn
+from torch.testing import assert_close
+
 from offmanifold.attacks import (
     ATTACKS,
     CONTROLS,
@@ -22,8 +25,6 @@ from offmanifold.attacks import (
 )
 from offmanifold.inference.point import PointEstimate
 from offmanifold.predictive import mean_log_probs
-from torch import nn
-from torch.testing import assert_close
 
 
 @pytest.fixture(scope="module")

@@ -5,9 +5,10 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from torchvision.datasets import MNIST
+
 from offmanifold import data
 from offmanifold.data import DATASETS, DataError, Dataset, Source, mnist
-from torchvision.datasets import MNIST
 
 
 def checkers(count: int, first: int = 0) -> Dataset:

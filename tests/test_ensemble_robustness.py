@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+
 from offmanifold.experiments import ensemble_robustness as experiment
 from offmanifold.experiments.ensemble_robustness import PRESETS, Config, Images
 from offmanifold.experiments.reported import ENSEMBLE_ROBUSTNESS

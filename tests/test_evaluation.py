@@ -6,13 +6,14 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from torch.testing import assert_close
+
 from offmanifold.attacks import ATTACKS, CONTROLS, Candidate
 from offmanifold.data import Dataset
 from offmanifold.evaluation import robustness
 from offmanifold.evaluation.intervals import wilson
 from offmanifold.evaluation.robustness import ThreatViolated, evaluate
 from offmanifold.predictive import mean_log_probs
-from torch.testing import assert_close
 
 
 @dataclass(frozen=True)

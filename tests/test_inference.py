@@ -2,6 +2,9 @@
 
 import pytest
 import torch
+from torch import nn
+from torch.testing import assert_close
+
 from offmanifold.inference import METHODS, mc_dropout, point, sgd
 from offmanifold.inference.ensemble import Ensemble
 from offmanifold.inference.mc_dropout import McDropout
@@ -10,8 +13,6 @@ from offmanifold.models import lenet
 from offmanifold.models.dropout import Dropout
 from offmanifold.predictive import NetworkPredictive, mean_log_probs
 from offmanifold.uncertainty import mutual_information
-from torch import nn
-from torch.testing import assert_close
 
 CPU = torch.device("cpu")
 

@@ -10,6 +10,8 @@ import pandas as pd
 import pytest
 import ray
 import torch
+from pandas.testing import assert_frame_equal
+
 from offmanifold.experiments import ensemble_robustness as experiment
 from offmanifold.inference import sgd
 from offmanifold.orchestration.artifacts import Artifacts, prepare_storage
@@ -20,7 +22,6 @@ from offmanifold.orchestration.session import Execution
 from offmanifold.orchestration.sweep import sweep
 from offmanifold.orchestration.tracking import Tracking, flatten
 from offmanifold.result import Result, recipe_key
-from pandas.testing import assert_frame_equal
 
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import a test module
 

@@ -4,9 +4,10 @@ import math
 
 import pytest
 import torch
+from torch.testing import assert_close
+
 from offmanifold.predictive import mean_log_probs
 from offmanifold.uncertainty import MEASURES, expected_entropy, mutual_information, predictive_entropy, softmax_variance, variation_ratio
-from torch.testing import assert_close
 
 CLASSES = 5
 

@@ -1,4 +1,4 @@
-"""What runs in a worker: one cell. It imports no MLflow, so that a worker is up in half the time."""
+"""What runs in a worker: one cell. Only the driver knows MLflow."""
 
 import time
 from collections.abc import Mapping, Sequence
