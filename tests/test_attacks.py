@@ -116,6 +116,37 @@ def test_the_basic_iterative_method_in_l2_and_targeted_is_foolbox(network, x, y)
     assert_close(ours, theirs, atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("steps", [1, 2, 3, 5, 10])
+def test_targeted_momentum_iterative_is_torchattacks_step_for_step(steps, network, x, y):
+    target = (y + 1) % 10
+    ours = momentum_iterative(steps=steps, step_size=0.06)(reach(PointEstimate(network), target), x, Linf(max(0.06, 0.3 * steps / 10)))
+    attack = torchattacks.MIFGSM(network, eps=max(0.06, 0.3 * steps / 10), alpha=0.06, steps=steps, decay=1.0)
+    attack.set_mode_targeted_by_function(target_map_function=lambda images, labels: target)
+    assert_close(ours.images, attack(x, y), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 5, 10])
+def test_projected_gradient_is_foolbox_from_the_same_start(steps, network, x, y):
+    threat = Linf(0.03 * max(1, steps / 2))
+    flat = projected_gradient(steps=1, step_size=threat.epsilon, seed=7)(lambda images, step: (images * 0).flatten(1).sum(1), x, threat)
+    attack = foolbox.attacks.LinfProjectedGradientDescentAttack(abs_stepsize=0.03, steps=steps)
+    attack.get_random_start = lambda x0, epsilon: eagerpy.astensor(flat.images)  # a flat loss leaves the start where it is
+    theirs = attack.run(foolbox.PyTorchModel(network, bounds=(0, 1), device="cpu"), x, y, epsilon=threat.epsilon)
+    ours = projected_gradient(steps=steps, step_size=0.03, seed=7)(misclassify(PointEstimate(network), y), x, threat)
+    assert_close(ours.images, theirs, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["bim", "mim"])
+def test_iterative_attacks_on_a_linear_model_reach_the_ball_s_edge_along_the_dual_direction(name):
+    """The gradient is w at every step, so momentum changes nothing, in both norms."""
+    w = torch.randn(1, 8, 8, generator=torch.Generator().manual_seed(1))
+    middle = torch.full((3, 1, 8, 8), 0.5)
+    for threat, edge in ((Linf(0.1), 0.1 * w.sign()), (L2(0.1), 0.1 * w / w.norm())):
+        candidate = ATTACKS[name](Schedule(steps=10, step_size=0.02))(lambda x, step: (x * w).flatten(1).sum(1), middle, threat)
+        assert_close(candidate.images - middle, edge.expand(3, -1, -1, -1), atol=1e-6, rtol=0)
+        assert (candidate.steps, candidate.step_size) == (10, 0.02)
+
+
 def test_projected_gradient_starts_at_random_in_the_ball_and_differs_between_images(x):
     def flat(images: torch.Tensor, step: int) -> torch.Tensor:
         return (images * 0).flatten(1).sum(1)
@@ -161,7 +192,7 @@ def test_objectives_by_hand():
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
-def test_objectives_rank_labels_alike_for_one_draw_and_are_blind_to_a_shift_of_logits(name):
+def test_objectives_of_one_draw_are_its_cross_entropy_the_margin_apart_and_are_blind_to_a_shift_of_logits(name):
     logits = torch.randn(1, 6, 4, generator=torch.Generator().manual_seed(0))
     log_probs = torch.log_softmax(logits, -1)
     label = torch.arange(6) % 4

@@ -7,11 +7,13 @@ import pandas as pd
 import pytest
 import torch
 
+from offmanifold.evaluation import robustness
 from offmanifold.experiments import ensemble_robustness as experiment
 from offmanifold.experiments.ensemble_robustness import PRESETS, Config, Images
 from offmanifold.experiments.reported import ENSEMBLE_ROBUSTNESS
 from offmanifold.experiments.robustness_table import conclusion, curves, over_repetitions, success_table
 from offmanifold.inference import sgd
+from offmanifold.models import lenet
 from offmanifold.progress import silent
 from offmanifold.result import recipe_key
 
@@ -61,7 +63,24 @@ def test_keys_change_with_what_decides_a_result_and_with_nothing_else(digits):
     assert keys(replace(SMALL, epsilons=(0.2,)))[0] == members
     assert not keys(replace(SMALL, training=sgd.Config(epochs=3)))[0] & members
     assert not keys(replace(SMALL, seed=1))[0] & members
+    fewer = replace(SMALL, images=replace(SMALL.images, test_images=10))
+    assert keys(fewer)[0] == members
+    assert not keys(fewer)[1] & attacked
     assert recipe_key(experiment.members(SMALL)[0], "other data") not in members
+
+
+@pytest.mark.parametrize("maker", [lenet.Config, sgd.Config, robustness.Config, experiment.Member, experiment.Attacked])
+def test_a_raised_recipe_version_makes_other_keys(maker, digits, monkeypatch):
+    cell = experiment.attacked(SMALL)[0]
+    before = recipe_key(cell, digits.fingerprint)
+    monkeypatch.setattr(maker, "RECIPE_VERSION", 99)
+    assert recipe_key(cell, digits.fingerprint) != before
+
+
+def test_figures_show_the_paper_s_attack_in_the_middle_of_the_epsilons_that_are_there():
+    cells = experiment.attacked(replace(SMALL, attacks=("fgm", "mim"), epsilons=(0.05, 0.1, 0.2)))
+    assert experiment.shown(cells) == ("mim", 0.1)
+    assert experiment.shown([c for c in cells if c.attack == "fgm" and c.epsilon < 0.1]) == ("fgm", 0.05)
 
 
 def test_rows_are_complete_and_the_summary_is_their_mean_and_spread(report):
@@ -75,11 +94,12 @@ def test_rows_are_complete_and_the_summary_is_their_mean_and_spread(report):
     assert line["repetitions"] == 2
 
 
-def test_every_image_stands_in_the_table_of_images(report):
+def test_every_image_of_the_epsilon_that_is_shown_stands_in_the_table_of_images(report):
     images = report.tables["images"]
-    assert len(images) == 2 * 4 * 2 * 5 * 20
+    assert len(images) == 2 * 4 * 5 * 20
+    assert set(images["epsilon"]) == {0.3}
     means = images.groupby(["repetition", "model", "epsilon", "perturbation"], observed=True)["predictive_entropy"].mean()
-    for row in report.tables["rows"].to_dict("records"):
+    for row in report.tables["rows"].query("epsilon == 0.3").to_dict("records"):
         key = (row["repetition"], row["model"], row["epsilon"], row["perturbation"])
         assert means[key] == pytest.approx(row["predictive_entropy"], rel=1e-4)
 
@@ -133,17 +153,17 @@ def test_a_report_of_part_of_the_cells_says_what_it_can():
 def test_curves_hold_the_paper_s_points_and_no_nan():
     rows = planted({"dropout": [0.3, 0.5]}).assign(mutual_information=np.nan)
     points = {(point.name, point.step): point.value for point in curves(over_repetitions(rows), ENSEMBLE_ROBUSTNESS)}
-    assert points["dropout.mim.changed", 100] == pytest.approx(0.4)
-    assert points["dropout.mim.changed.reported", 100] == 0.37
-    assert points["dropout.mim.noise_changed", 100] == pytest.approx(0.05)
-    assert points["dropout.clean_accuracy", 100] == 1.0
+    assert points["dropout.mim.changed", 1000] == pytest.approx(0.4)
+    assert points["dropout.mim.changed.reported", 1000] == 0.37
+    assert points["dropout.mim.noise_changed", 1000] == pytest.approx(0.05)
+    assert points["dropout.clean_accuracy", 1000] == 1.0
     assert not [name for name, _ in points if "mutual_information" in name]
 
 
 def test_figures_show_what_they_promise(report, tmp_path):
     success, histograms, examples = report.figures.values()
     panel = success.axes[0]
-    legend = {text.get_text() for text in panel.get_legend().get_texts()}
+    legend = {text.get_text() for text in success.legends[0].get_texts()}
     assert legend == {"dropout", "dropout ensemble", "deterministic", "deterministic ensemble", "noise (random sign)"}
     drawn = panel.containers[0].lines[0].get_xydata()
     expected = report.tables["summary"].query("model == 'dropout' and perturbation == 'mim'").sort_values("epsilon")

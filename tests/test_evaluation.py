@@ -83,6 +83,7 @@ def test_every_attack_comes_with_its_controls_norms_and_measures(name, posterior
     assert table.loc["none", "l2"] == 0
     assert table.loc["gaussian", "l2"] == pytest.approx(table.loc[name, "l2"], rel=1e-3)
     assert table.loc[name, "zero_gradients"] == 0
+    assert (table.loc[name, "steps"], table.loc[name, "step_size"]) == ((1, 0.1) if name == "fgm" else (10, 0.06))
     assert (table["mutual_information"] > 0).all()
     for measure in ("predictive_entropy", "mutual_information"):
         assert result.arrays[f"{name}/{measure}"].shape == (20,)
@@ -117,12 +118,12 @@ def test_the_judge_s_draws_are_not_the_attacker_s():
             return self
 
     evaluate(Spy(), PLANTED, "mim", 0.1, robustness.Config(attack_draws=3, judge_draws=7), seed=0)
-    assert seen == {("attacked", 3), ("judging", 7)}
+    assert seen == {("attacked", 3), ("attacked", 7), ("judging", 7)}  # at a step; for the label to leave; to judge
 
 
 def test_an_attack_that_leaves_the_threat_is_caught(monkeypatch):
     def cheat(schedule):
-        return lambda loss, x, threat: Candidate((x + 0.2).clamp(0, 1), torch.zeros(len(x)))
+        return lambda loss, x, threat: Candidate((x + 0.2).clamp(0, 1), torch.zeros(len(x)), 1, 0.2)
 
     monkeypatch.setitem(ATTACKS, "fgm", cheat)
     with pytest.raises(ThreatViolated, match=r"fgm left Linf\(epsilon=0.1.* on 6 of 6 images \(largest distance 0.2\)"):

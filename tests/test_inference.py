@@ -132,6 +132,17 @@ def test_a_network_in_training_mode_is_refused(images):
         NetworkPredictive(network).log_probs(images)
 
 
+def test_masks_for_some_of_the_sites_are_refused(posteriors, images):
+    predictive = posteriors["mc_dropout"].draw(3, 0)
+    with pytest.raises(RuntimeError, match="1 masks for 2 dropout sites"):
+        NetworkPredictive(predictive.network, predictive.masks[:1]).log_probs(images)
+
+
+def test_an_ensemble_of_different_kinds_is_refused(posteriors):
+    with pytest.raises(ValueError, match="of one kind"):
+        Ensemble([posteriors["point"], posteriors["mc_dropout"]])
+
+
 def test_dropout_without_a_site_is_refused():
     with pytest.raises(ValueError, match="point estimate"):
         McDropout(lenet.build(lenet.Config(convolution_dropout=0, dense_dropout=0), 10, seed=0).eval())
@@ -188,5 +199,7 @@ def test_training_stops_early_keeps_the_best_epoch_and_says_so(digits):
 
 def test_a_diverging_loss_is_an_error_with_its_epoch(digits):
     network = lenet.build(lenet.Config(), 10, 0)
-    with pytest.raises(sgd.TrainingFailed, match=r"epoch \d+: the loss is .* learning rate"):
+    with pytest.raises(
+        sgd.TrainingFailed, match=r"epoch \d+: the training loss is \S+, the validation loss nan; try a learning rate below 1e\+30"
+    ):
         sgd.train(network, digits.split(200, 50, 0), sgd.Config(learning_rate=1e30), 0, CPU)

@@ -3,19 +3,19 @@
 Data gives a model; inference gives a posterior; draws from it give a predictive; a predictive gives
 ``log_probs`` of shape (draws, batch, classes); every measure, attack and metric is a function of that.
 
-Imports go one way, from the bottom of this list to the top (``tests/test_architecture.py`` holds it)::
+Imports go one way: a module imports what stands in its own line or above it (``tests/test_architecture.py`` reads this list)::
 
-    randomness, progress     named streams of random numbers; how long work tells where it is
-    data                     labelled images in [0, 1], with a fingerprint
-    models                   torch modules
-    predictive               what a posterior gives when functions are drawn from it
-    inference                data + model -> posterior
-    uncertainty              measures of log_probs
-    attacks                  what is ascended (losses), what is allowed (threat), how (gradient, noise)
-    evaluation               success, intervals
-    result                   what a computation is (a cell) and what it gives (a result)
-    experiments              one file = one question
-    orchestration            Ray and MLflow, and nowhere else
+    randomness progress     named streams of random numbers; how long work tells where it is
+    data                    labelled images in [0, 1], with a fingerprint
+    models                  torch modules
+    predictive              what a posterior gives when functions are drawn from it
+    inference               data + model -> posterior
+    uncertainty             measures of log_probs
+    result                  what a computation is (a cell) and what it gives (a result)
+    attacks                 what is ascended (losses), what is allowed (threat), how (gradient, noise)
+    evaluation              success, intervals
+    experiments             one file = one question
+    orchestration           Ray and MLflow, and nowhere else
 """
 
 __version__ = "0.1.0"

@@ -7,7 +7,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from offmanifold.models.dropout import Dropout
+from offmanifold.models.dropout import sites
 
 
 class Predictive(Protocol):
@@ -32,15 +32,18 @@ class NetworkPredictive:
         """(batch, channels, height, width) -> (draws, batch, classes), in float32 or wider."""
         if self.network.training:
             raise RuntimeError("the network is in training mode: dropout and batch norm would be those of training")
-        masks = iter(self.masks)
+        stochastic = sites(self.network) if self.masks else []
+        if len(self.masks) != len(stochastic):
+            raise RuntimeError(f"{len(self.masks)} masks for {len(stochastic)} dropout sites: one would be silently off")
+        mask_of = dict(zip(stochastic, self.masks, strict=True))
         draws, hidden = 1, x
         for layer in self.network:
-            mask = next(masks, None) if isinstance(layer, Dropout) and layer.rate > 0 else None
-            if mask is None:
-                hidden = layer(hidden)
-            else:
+            if layer in mask_of:
+                mask = mask_of[layer]
                 hidden = (hidden.unflatten(0, (draws, -1)) * mask.unsqueeze(1)).flatten(0, 1)
                 draws = len(mask)
+            else:
+                hidden = layer(hidden)
         logits = hidden.unflatten(0, (draws, -1))
         return torch.log_softmax(logits if logits.dtype == torch.float64 else logits.float(), dim=-1)
 

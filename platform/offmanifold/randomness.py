@@ -38,7 +38,7 @@ def per_image(images: Tensor, seed: int, sample: Callable[[torch.Generator, torc
     """
 
     def one(image: Tensor) -> Tensor:
-        content = hashlib.sha256(image.detach().cpu().contiguous().numpy().tobytes()).hexdigest()
+        content = hashlib.sha256(image.contiguous().numpy().tobytes()).hexdigest()
         return sample(generator(seed, content), image.shape)
 
-    return torch.stack([one(image) for image in images]).to(images)
+    return torch.stack([one(image) for image in images.detach().cpu()]).to(images)

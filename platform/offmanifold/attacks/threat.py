@@ -1,6 +1,5 @@
 """What an attacker may do: a norm ball around the image, cut by the pixels' bounds."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -88,7 +87,7 @@ class L2:
         return radius * direction / l2_norm(direction.unsqueeze(0))
 
 
-THREATS: dict[str, Callable[[float], Threat]] = {"linf": Linf, "l2": L2}
+THREATS: dict[str, type[Linf] | type[L2]] = {"linf": Linf, "l2": L2}
 
 
 def clip(images: Tensor, bounds: tuple[float | Tensor, float | Tensor]) -> Tensor:

@@ -5,14 +5,14 @@ It alone decides whether a candidate stayed inside the threat and whether it suc
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
 
-from offmanifold.attacks import ATTACKS, CONTROLS, OBJECTIVES, THREATS, Schedule, Threat, check_step_size, misclassify
+from offmanifold.attacks import ATTACKS, CONTROLS, OBJECTIVES, THREATS, Candidate, Schedule, Threat, check_step_size, misclassify
 from offmanifold.data import Dataset
 from offmanifold.evaluation.intervals import wilson
 from offmanifold.inference import Posterior
@@ -34,12 +34,15 @@ class ThreatViolated(Exception):
 class Config:
     """How images are attacked, and how the answers are judged."""
 
+    RECIPE_VERSION: ClassVar[int] = 1
+    """Of the judge and of the attacks."""
+
     norm: str = "linf"
     """Norm of the perturbation: linf or l2."""
     steps: int = 10
     """Gradient steps of the iterative attacks (cleverhans 2: 10)."""
     step_size: float | None = None
-    """Size of a step, in pixel units; None: min(0.06, epsilon), cleverhans 2's for MIM."""
+    """Size of a step, in pixel units; None: cleverhans 2's 0.06 for MIM, at most epsilon and at least epsilon / steps."""
     decay: float = 1.0
     """Decay of MIM's momentum (cleverhans 2: 1.0)."""
     objective: str = "mixture"
@@ -110,16 +113,16 @@ def evaluate(
     l2 and linf are the realised norms' means over images; zero_gradients is the share of (image, step) without a gradient.
     """
     config.check(epsilon)
-    threat = THREATS[config.norm](epsilon)
+    threat = THREATS[config.norm](epsilon, data.bounds)
     attacked, judging = posterior.split(derive(seed, "split"))
     images, truth = data.images.to(device), data.targets
     judge = judging.draw(config.judge_draws, derive(seed, "judge"))
     clean = answers(judge, images, config.attack_batch_size)
-    candidate, zero_gradients = _craft(attacked, images, data, attack, threat, config, seed, progress)
+    candidate = _craft(attacked, images, truth, attack, threat, config, seed, progress)
 
-    perturbed = {attack: candidate}
+    perturbed = {attack: candidate.images}
     for name, control in CONTROLS.items():
-        perturbed[name] = control(images, candidate, threat, derive(seed, name))
+        perturbed[name] = control(images, candidate.images, threat, derive(seed, name))
     judged = {name: answers(judge, x, config.attack_batch_size) for name, x in perturbed.items()}
     judged[NO_PERTURBATION] = answers(judging.draw(config.judge_draws, derive(seed, "judge again")), images, config.attack_batch_size)
     perturbed[NO_PERTURBATION] = images
@@ -129,11 +132,13 @@ def evaluate(
         row = {"attack": attack, "epsilon": epsilon, "perturbation": name, "images": len(data)}
         row |= _success(judged[name], clean, truth, config.sure_above)
         row |= {measure: values.mean().item() for measure, values in judged[name].measures.items()}
-        row |= {norm: THREATS[norm](epsilon).distance(x - images).mean().item() for norm in THREATS}
-        row["zero_gradients"] = zero_gradients if name == attack else float("nan")
+        row |= {norm: kind(epsilon).distance(x - images).mean().item() for norm, kind in THREATS.items()}
+        if name == attack:
+            zeros = candidate.zero_gradients.float().mean().item() / candidate.steps
+            row |= {"steps": candidate.steps, "step_size": candidate.step_size, "zero_gradients": zeros}
         rows.append(row)
         arrays |= _per_image(name, judged[name])
-    arrays |= {"clean_images": images[:8].cpu().numpy(), "attacked_images": candidate[:8].cpu().numpy()}
+    arrays |= {"clean_images": images[:8].cpu().numpy(), "attacked_images": candidate.images[:8].cpu().numpy()}
     table = pd.DataFrame(rows)
     return Result(table, arrays, _metrics(table, attack))
 
@@ -141,19 +146,18 @@ def evaluate(
 def _craft(
     posterior: Posterior,
     images: Tensor,
-    data: Dataset,
+    labels: Tensor,
     attack: str,
     threat: Threat,
     config: Config,
     seed: int,
     progress: Progress,
-) -> tuple[Tensor, float]:
-    """The attack's images, checked, and the share of (image, step) at which the gradient was zero."""
+) -> Candidate:
+    """The attack's images, each checked to be inside the threat."""
     schedule = Schedule(config.steps, config.step_size, config.decay, derive(seed, "start"))
-    labels = data.targets
     if config.attack_label == "predicted":
-        labels = answers(posterior.draw(config.attack_draws, derive(seed, "label")), images, config.attack_batch_size).label
-    found, zeros, steps = [], 0, 1 if attack == "fgm" else config.steps
+        labels = answers(posterior.draw(config.judge_draws, derive(seed, "label")), images, config.attack_batch_size).label
+    found = []
     for rows in _chunks(len(images), config.attack_batch_size):
         loss = misclassify(
             posterior,
@@ -168,10 +172,10 @@ def _craft(
         if not allowed.all():
             worst = threat.distance(candidate.images - images[rows]).max().item()
             raise ThreatViolated(f"{attack} left {threat} on {int((~allowed).sum())} of {len(allowed)} images (largest distance {worst:g})")
-        found.append(candidate.images)
-        zeros += int(candidate.zero_gradients.sum())
+        found.append(candidate)
         progress(rows.stop, {"attacked_images": float(rows.stop)})
-    return torch.cat(found), zeros / (len(images) * steps)
+    joined = torch.cat([part.images for part in found]), torch.cat([part.zero_gradients for part in found])
+    return Candidate(*joined, found[0].steps, found[0].step_size)
 
 
 def _success(now: Answers, clean: Answers, truth: Tensor, sure_above: float) -> dict[str, float]:

@@ -5,7 +5,7 @@ computed on its own, anywhere, in any order. ``summarise`` puts the cells togeth
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import numpy as np
@@ -20,7 +20,7 @@ from offmanifold.experiments import figures
 from offmanifold.experiments.report import Report
 from offmanifold.experiments.reported import ENSEMBLE_ROBUSTNESS, GS_TABLE_4
 from offmanifold.experiments.robustness_table import conclusion, curves, over_repetitions, success_table, uncertainty_table
-from offmanifold.inference import Posterior, sgd
+from offmanifold.inference import Posterior, mc_dropout, point, sgd
 from offmanifold.inference.ensemble import Ensemble
 from offmanifold.inference.mc_dropout import McDropout
 from offmanifold.inference.point import PointEstimate
@@ -108,6 +108,10 @@ PRESETS: dict[str, Config] = {
 """quick: no download, two minutes. laptop: table 4 on two cores. paper: all of MNIST and four attacks, for a cluster."""
 
 
+KINDS = {"dropout": mc_dropout, "deterministic": point}
+"""Kind of network -> how it is inferred."""
+
+
 @dataclass(frozen=True)
 class Member:
     """One network to train."""
@@ -116,15 +120,13 @@ class Member:
     inputs: ClassVar[tuple["Member", ...]] = ()
 
     repetition: int
+    kind: str
     index: int
-    images: Images
+    train_images: int
+    validation_images: int
     network: lenet.Config
     training: sgd.Config
     seed: int
-
-    @property
-    def kind(self) -> str:
-        return "dropout" if self.network.stochastic else "deterministic"
 
     @property
     def name(self) -> str:
@@ -144,7 +146,7 @@ class Attacked:
     epsilon: float
     members: tuple[Member, ...]
     judging: robustness.Config
-    images: Images
+    test_images: int
     seed: int
 
     @property
@@ -170,11 +172,11 @@ def load(config: Config) -> Source:
 
 def members(config: Config) -> list[Member]:
     """Every network of every repetition."""
-    plain = replace(config.network, convolution_dropout=0.0, dense_dropout=0.0)
+    images = config.images
     return [
-        Member(repetition, index, config.images, network, config.training, config.seed)
+        Member(repetition, kind, index, images.train_images, images.validation_images, config.network, config.training, config.seed)
         for repetition in range(config.repetitions)
-        for network in (config.network, plain)
+        for kind in KINDS
         for index in range(config.members)
     ]
 
@@ -185,7 +187,7 @@ def attacked(config: Config) -> list[Attacked]:
     for member in members(config):
         networks[member.repetition, member.kind] = (*networks.get((member.repetition, member.kind), ()), member)
     return [
-        Attacked(repetition, kind + suffix, attack, epsilon, of_model, config.judging, config.images, config.seed)
+        Attacked(repetition, kind + suffix, attack, epsilon, of_model, config.judging, config.images.test_images, config.seed)
         for (repetition, kind), group in networks.items()
         for suffix, of_model in (("_ensemble", group), ("", group[:1]))
         for attack in config.attacks
@@ -195,14 +197,20 @@ def attacked(config: Config) -> list[Attacked]:
 
 def train(cell: Member, source: Source, inputs: Sequence[Result], device: torch.device, progress: Progress) -> Result:
     """The network's weights, and a row an epoch."""
-    images = cell.images
-    split = source.split(images.train_images, images.validation_images, cell.seed, cell.repetition)
+    split = source.split(cell.train_images, cell.validation_images, cell.seed, cell.repetition)
     seed = derive(cell.seed, "member", cell.repetition, cell.kind, cell.index)
-    network = lenet.build(cell.network, len(source.pool.class_names), derive(seed, "weights"))
-    history = sgd.train(network, split, cell.training, seed, device, progress)
-    weights = {name: value.cpu().numpy() for name, value in network.state_dict().items()}
-    best = history.loc[history["validation_loss"].idxmin()]
-    return Result(history, weights, {name: float(best[name]) for name in ("validation_loss", "validation_accuracy")})
+    epochs: list[Mapping[str, float]] = []
+
+    def note(step: int, metrics: Mapping[str, float]) -> None:
+        epochs.append(metrics)
+        progress(step, metrics)
+
+    method = KINDS[cell.kind]
+    posterior = method.fit(split, method.Config(cell.network, cell.training), seed, device, note)
+    weights = {name: value.cpu().numpy() for name, value in posterior.network.state_dict().items()}
+    best = min(epochs, key=lambda epoch: epoch["validation_loss"])
+    metrics = {f"best_{name}": best[name] for name in ("validation_loss", "validation_accuracy")}
+    return Result(pd.DataFrame(epochs), weights, metrics)
 
 
 def attack(cell: Attacked, source: Source, inputs: Sequence[Result], device: torch.device, progress: Progress) -> Result:
@@ -211,7 +219,7 @@ def attack(cell: Attacked, source: Source, inputs: Sequence[Result], device: tor
         _posterior(member, weights, len(source.pool.class_names), device) for member, weights in zip(cell.members, inputs, strict=True)
     ]
     posterior = Ensemble(posteriors) if cell.model.endswith("_ensemble") else posteriors[0]
-    test = source.test.sample(cell.images.test_images, cell.seed, cell.repetition)
+    test = source.test.sample(cell.test_images, cell.seed, cell.repetition)
     seed = derive(cell.seed, "attack", cell.repetition)
     result = robustness.evaluate(posterior, test, cell.attack, cell.epsilon, cell.judging, seed, device, progress)
     result.table.insert(0, "repetition", cell.repetition)
@@ -223,9 +231,11 @@ def summarise(config: Config, source: Source, results: Mapping[Attacked, Result]
     """All rows, the table beside the paper's, the figures, and what they say."""
     rows = pd.concat([result.table for result in results.values()], ignore_index=True)
     summary = over_repetitions(rows)
-    images = _per_image(results)
+    attack, epsilon = shown(list(results))
+    drawn = {cell: results[cell] for cell in results if (cell.attack, cell.epsilon) == (attack, epsilon)}
+    images = _per_image(drawn)
     of_what = f"{config.images.dataset}, {config.repetitions} x {config.images.test_images:,} images"
-    reported = ENSEMBLE_ROBUSTNESS if config.images.dataset == "mnist" else {}
+    reported = ENSEMBLE_ROBUSTNESS if _as_reported(config) else {}
     return Report(
         shown={
             f"Share of labels that attacks change, {of_what}; paper: {GS_TABLE_4}": success_table(summary, reported),
@@ -235,11 +245,24 @@ def summarise(config: Config, source: Source, results: Mapping[Attacked, Result]
         tables={"rows": rows, "summary": summary, "images": images},
         figures={
             "success_against_epsilon": figures.success_against_epsilon(summary, reported),
-            "uncertainty_histograms": figures.uncertainty_histograms(images),
-            "examples": figures.examples(results),
+            "uncertainty_histograms": figures.uncertainty_histograms(images, attack, epsilon),
+            "examples": figures.examples({cell.model: result for cell, result in reversed(drawn.items())}, attack, epsilon),
         },
         metrics=curves(summary, reported),
     )
+
+
+def shown(cells: Sequence[Attacked]) -> tuple[str, float]:
+    """The (attack, epsilon) whose images the figures show: an attack of the paper's if there is one, the middle of its epsilons."""
+    papers = {attack for _, attack, _ in ENSEMBLE_ROBUSTNESS}
+    attack = next((cell.attack for cell in cells if cell.attack in papers), cells[0].attack)
+    epsilons = sorted({cell.epsilon for cell in cells if cell.attack == attack})
+    return attack, epsilons[len(epsilons) // 2]
+
+
+def _as_reported(config: Config) -> bool:
+    """Is it the paper's experiment? Its figures stand beside no other."""
+    return (config.images.dataset, config.judging.norm, config.members) == ("mnist", "linf", 4)
 
 
 def _per_image(results: Mapping[Attacked, Result]) -> pd.DataFrame:
@@ -259,4 +282,4 @@ def _posterior(member: Member, weights: Result, classes: int, device: torch.devi
     network = lenet.build(member.network, classes, seed=0)
     network.load_state_dict({name: torch.from_numpy(value) for name, value in weights.arrays.items()})
     network.eval().requires_grad_(False).to(device)
-    return McDropout(network) if member.network.stochastic else PointEstimate(network)
+    return McDropout(network) if member.kind == "dropout" else PointEstimate(network)

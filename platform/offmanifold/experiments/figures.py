@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 
 from offmanifold.evaluation.robustness import NO_PERTURBATION
 from offmanifold.experiments.robustness_table import NOISE, Reports
+from offmanifold.result import Result
 
 MODELS = {
     "dropout": ("dropout", "#D55E00", "o"),
@@ -22,7 +23,7 @@ MODELS = {
 SUCCESSES = {
     "changed": "label changed",
     "wrong": "label wrong (all images)",
-    "confident": "changed, and p > threshold",
+    "confident": "label changed and confident",
 }
 
 
@@ -32,7 +33,7 @@ def success_against_epsilon(summary: pd.DataFrame, reported: Reports) -> Figure:
     Bars: one standard deviation over repetitions; of a single repetition, the Wilson interval over images.
     """
     attacks = list(dict.fromkeys(summary["attack"]))
-    figure = Figure(figsize=(12, 3.6 * len(attacks)), layout="constrained")
+    figure = Figure(figsize=(12, 0.4 + 3.6 * len(attacks)), layout="constrained")
     panels = figure.subplots(len(attacks), len(SUCCESSES), squeeze=False, sharex=True, sharey=True)
     for attack, row in zip(attacks, panels, strict=True):
         for (success, title), axes in zip(SUCCESSES.items(), row, strict=True):
@@ -57,57 +58,53 @@ def success_against_epsilon(summary: pd.DataFrame, reported: Reports) -> Figure:
             axes.set(title=f"{attack.upper()}: {title}", xlabel="epsilon (pixel range 1)", ylim=(-0.02, 1.02))
             axes.grid(alpha=0.3)
         row[0].set_ylabel("share of images")
-        row[0].plot([], [], color="grey", linestyle="--", label="noise (random sign)")
-        row[0].legend(fontsize=8, loc="upper left")
+    panels[0][0].plot([], [], color="grey", linestyle="--", label="noise (random sign)")
+    figure.legend(*panels[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=6, fontsize=9)
     return figure
 
 
-def uncertainty_histograms(images: pd.DataFrame) -> Figure:
+def uncertainty_histograms(images: pd.DataFrame, attack: str, epsilon: float) -> Figure:
     """Predictive entropy and mutual information (nats) of clean, attacked and noised images, a column for each model."""
-    attack, epsilon = images["attack"].iloc[0], _middle(images["epsilon"])
-    chosen = images[(images["attack"] == attack) & (images["epsilon"] == epsilon)]
     kinds = {NO_PERTURBATION: ("clean", "#000000"), attack: (f"{attack.upper()}", "#D55E00"), NOISE: ("noise", "#56B4E9")}
     figure = Figure(figsize=(13, 5.6), layout="constrained")
-    figure.suptitle(f"Uncertainty at epsilon {epsilon:g}")
+    figure.suptitle(f"{attack.upper()}, epsilon {epsilon:g}")
     panels = figure.subplots(2, len(MODELS), squeeze=False, sharey=True)
     measures = {"predictive_entropy": "predictive entropy (nats)", "mutual_information": "mutual information (nats)"}
     for (measure, title), row in zip(measures.items(), panels, strict=True):
-        top = max(float(np.nanmax(chosen[measure])), 1e-3)
+        top = float(images[measure].max())
+        bins = np.linspace(0, top if top > 0 else 1.0, 41)
         for (model, (label, _, _)), axes in zip(MODELS.items(), row, strict=True):
-            of_model = chosen[chosen["model"] == model]
+            of_model = images[images["model"] == model]
             if of_model[measure].isna().all():
+                axes.set_xticks([])
                 axes.text(0.5, 0.5, "not applicable:\na single function", ha="center", va="center", transform=axes.transAxes)
             else:
                 for kind, (name, colour) in kinds.items():
                     values = of_model.loc[of_model["perturbation"] == kind, measure]
                     weights = np.full(len(values), 1 / max(len(values), 1))
-                    axes.hist(
-                        values, bins=np.linspace(0, top, 41), weights=weights, histtype="step", linewidth=1.5, label=name, color=colour
-                    )
+                    axes.hist(values, bins=bins, weights=weights, histtype="step", linewidth=1.5, label=name, color=colour)
             axes.set(title=label, xlabel=title, yscale="log", ylim=(5e-4, 1.2))
         row[0].set_ylabel("share of images")
     panels[0][0].legend(fontsize=8)
     return figure
 
 
-def examples(results: Mapping[Any, Any], columns: int = 6) -> Figure:
-    """Originals, perturbations and adversarial images of the first repetition, with the judge's label and its probability."""
-    epsilon = _middle(pd.Series([cell.epsilon for cell in results]))
-    chosen = {c.model: (c, r) for c, r in results.items() if c.epsilon == epsilon and c.repetition == min(k.repetition for k in results)}
-    models = [model for model in MODELS if model in chosen]
+def examples(results: Mapping[str, Result], attack: str, epsilon: float, columns: int = 6) -> Figure:
+    """Originals, perturbations and adversarial images of each model's result, with the judge's label and its probability."""
+    models = [model for model in MODELS if model in results]
     figure = Figure(figsize=(1.3 * columns + 1, 1.45 * (1 + 2 * len(models))), layout="constrained")
+    figure.suptitle(f"{attack.upper()}, epsilon {epsilon:g}: label (probability)")
     panels = figure.subplots(1 + 2 * len(models), columns, squeeze=False)
     for axes in panels.flat:
         axes.set(xticks=[], yticks=[])
     for index, model in enumerate(models):
-        cell, result = chosen[model]
+        result = results[model]
         clean, adversarial = result.arrays["clean_images"], result.arrays["attacked_images"]
-        figure.suptitle(f"{cell.attack.upper()}, epsilon {epsilon:g}: label (probability)")
         for column in range(min(columns, len(clean))):
             if index == 0:
                 _show(panels[0][column], clean[column], f"truth {result.arrays['label'][column]}", "gray", (0, 1))
             _show(panels[1 + 2 * index][column], adversarial[column] - clean[column], "", "RdBu_r", (-epsilon, epsilon))
-            said = f"{result.arrays[f'{cell.attack}/label'][column]} ({result.arrays[f'{cell.attack}/confidence'][column]:.2f})"
+            said = f"{result.arrays[f'{attack}/label'][column]} ({result.arrays[f'{attack}/confidence'][column]:.2f})"
             _show(panels[2 + 2 * index][column], adversarial[column], said, "gray", (0, 1))
         panels[1 + 2 * index][0].set_ylabel("change", fontsize=7)
         panels[2 + 2 * index][0].set_ylabel(MODELS[model][0].replace(" ", "\n"), fontsize=7)
@@ -131,12 +128,6 @@ def _mark_reported(axes: Axes, attack: str, reported: Reports) -> None:
             axes.plot(epsilon, figure.value, marker="x", markersize=9, markeredgewidth=2, linestyle="", color=MODELS[model][1])
     if reported:
         axes.plot([], [], "x", color="grey", label=f"reported: {next(iter(reported.values())).source}")
-
-
-def _middle(epsilons: pd.Series) -> float:
-    """The epsilon to show: the middle one of the grid."""
-    grid = sorted(set(epsilons))
-    return float(grid[len(grid) // 2])
 
 
 def _show(axes: Axes, image: np.ndarray, title: str, colours: str, limits: tuple[float, float]) -> None:

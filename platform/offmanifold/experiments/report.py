@@ -14,7 +14,7 @@ class Metric(NamedTuple):
     name: str
     value: float
     step: int = 0
-    """Where on the curve: for epsilons, thousandths of a pixel's range."""
+    """Where on the curve: for epsilons, ten-thousandths of a pixel's range."""
 
 
 @dataclass(frozen=True)

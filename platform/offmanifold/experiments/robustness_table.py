@@ -85,10 +85,10 @@ def conclusion(rows: pd.DataFrame) -> list[str]:
 
 
 def curves(summary: pd.DataFrame, reported: Reports) -> list[Metric]:
-    """The points that MLflow compares: ``dropout.mim.changed`` and the like against epsilon in thousandths, the paper's beside them."""
+    """The points that MLflow compares: ``dropout.mim.changed`` and the like against epsilon in ten-thousandths, the paper's beside them."""
     points = []
     for row in summary.to_dict("records"):
-        name, step = f"{row['model']}.{row['attack']}", round(1000 * row["epsilon"])
+        name, step = f"{row['model']}.{row['attack']}", round(10_000 * row["epsilon"])
         if row["perturbation"] == row["attack"]:
             for figure in ("changed", "wrong", "confident", "predictive_entropy", "mutual_information"):
                 points.append(Metric(f"{name}.{figure}", row[figure], step))

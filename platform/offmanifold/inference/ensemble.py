@@ -31,6 +31,8 @@ class Ensemble:
     def __post_init__(self) -> None:
         if not self.members:
             raise ValueError("an ensemble needs at least 1 member")
+        if len({type(member) for member in self.members}) > 1:
+            raise ValueError("an ensemble's members must be of one kind: others give different numbers of draws, so unequal parts")
 
     def draw(self, num_draws: int, seed: int) -> MixturePredictive:
         """Draws spread evenly over the members; the remainder goes to members chosen by the seed."""

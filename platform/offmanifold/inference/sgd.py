@@ -1,6 +1,8 @@
 """The one training loop: Adam on the cross-entropy, stopped early by a validation set."""
 
+import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import pandas as pd
 import torch
@@ -11,12 +13,12 @@ from offmanifold.data import Dataset
 from offmanifold.progress import Progress, silent
 from offmanifold.randomness import derive, generator, seeded
 
-RECIPE_VERSION = 1
-
 
 @dataclass(frozen=True)
 class Config:
     """How a network is trained."""
+
+    RECIPE_VERSION: ClassVar[int] = 1
 
     epochs: int = 12
     """Passes over the training images, at most."""
@@ -74,8 +76,9 @@ def train(
             schedule.step()
             network.eval()
             row = {"epoch": float(epoch), "train_loss": total.item() / len(images), **_validate(network, *held_out)}
-            if not all(map(torch.isfinite, map(torch.tensor, row.values()))):
-                raise TrainingFailed(f"epoch {epoch}: the loss is {row['train_loss']}; try a learning rate below {config.learning_rate}")
+            if not (math.isfinite(row["train_loss"]) and math.isfinite(row["validation_loss"])):
+                losses = f"training loss is {row['train_loss']:g}, the validation loss {row['validation_loss']:g}"
+                raise TrainingFailed(f"epoch {epoch}: the {losses}; try a learning rate below {config.learning_rate:g}")
             if not history or row["validation_loss"] < min(past["validation_loss"] for past in history):
                 best = {name: value.clone() for name, value in network.state_dict().items()}
             history.append(row)

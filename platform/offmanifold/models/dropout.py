@@ -33,5 +33,5 @@ class Dropout(nn.Module):
 
 
 def sites(network: nn.Sequential) -> list[Dropout]:
-    """The network's stochastic layers, from the input on."""
+    """The network's stochastic layers, from the input on; those with rate 0 are none."""
     return [layer for layer in network if isinstance(layer, Dropout) and layer.rate > 0]

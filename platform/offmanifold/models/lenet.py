@@ -1,7 +1,7 @@
 """Small convolutional networks for digits, with dropout sites after the convolutions."""
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 import torch
 from torch import nn
@@ -11,12 +11,12 @@ from offmanifold.randomness import seeded
 
 Architecture = Literal["lenet-20-50-500", "cnn-32-64-128"]
 
-RECIPE_VERSION = 1
-
 
 @dataclass(frozen=True)
 class Config:
     """A LeNet: convolutions, dropout, dense layer, dropout, classes."""
+
+    RECIPE_VERSION: ClassVar[int] = 1
 
     architecture: Architecture = "lenet-20-50-500"
     """lenet-20-50-500: "a standard LeNet as implemented in Keras" (Gal & Smith 2018). cnn-32-64-128: the network of the code

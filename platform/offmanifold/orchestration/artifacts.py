@@ -1,7 +1,9 @@
 """Results on disk (or in a bucket), found again by their recipe: parquet for the table, safetensors for the arrays."""
 
 import json
+import os
 import uuid
+from collections.abc import Mapping
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -27,21 +29,26 @@ class Artifacts:
     """
 
     root: str
-    """Local path or ``s3://`` address."""
+    """Absolute path of a folder that every worker sees."""
 
     def has(self, cell: Cell, fingerprint: str) -> bool:
         """Is the result of this cell on this data there, and whole?"""
         filesystem, path = self._locate(recipe_key(cell, fingerprint))
         return bool(filesystem.get_file_info(f"{path}/arrays.safetensors").type == fs.FileType.File)
 
-    def save(self, cell: Cell, fingerprint: str, result: Result) -> None:
-        """Writes it, with its recipe in the header."""
+    def save(self, cell: Cell, fingerprint: str, result: Result, provenance: Mapping[str, str]) -> None:
+        """Writes it, with its recipe, its metrics and where it was made (device, threads, versions) in the header."""
         filesystem, path = self._locate(recipe_key(cell, fingerprint))
         filesystem.create_dir(path, recursive=True)
         table = BytesIO()
         result.table.to_parquet(table, index=False)
         # safetensors gives its arrays back in any order
-        header = {"recipe": recipe(cell, fingerprint), "metrics": dict(result.metrics), "order": list(result.arrays)}
+        header = {
+            "recipe": recipe(cell, fingerprint),
+            "metrics": dict(result.metrics),
+            "provenance": dict(provenance),
+            "order": list(result.arrays),
+        }
         arrays = {name: np.ascontiguousarray(value) for name, value in result.arrays.items()}
         _write(filesystem, f"{path}/table.parquet", table.getvalue())
         _write(filesystem, f"{path}/arrays.safetensors", save_arrays(arrays, metadata={HEADER: json.dumps(header)}))
@@ -56,13 +63,25 @@ class Artifacts:
         header, arrays = _header(content), load_arrays(content)
         return Result(table, {name: arrays[name] for name in header["order"]}, header["metrics"])
 
+    def metrics(self, cell: Cell, fingerprint: str) -> dict[str, float]:
+        """The stored result's metrics alone."""
+        filesystem, path = self._locate(recipe_key(cell, fingerprint))
+        with filesystem.open_input_file(f"{path}/arrays.safetensors") as stream:
+            start = stream.read(8)
+            found: dict[str, float] = _header(start + stream.read(int.from_bytes(start, "little")))["metrics"]
+        return found
+
     def _locate(self, key: str) -> tuple[fs.FileSystem, str]:
-        filesystem, path = fs.FileSystem.from_uri(self.root if "://" in self.root else str(Path(self.root).absolute()))
+        filesystem, path = fs.FileSystem.from_uri(self.root)
         return filesystem, f"{path.rstrip('/')}/recipes/{key}"
 
 
 def prepare_storage(root: str) -> Path:
-    """The storage folder, made and tried out; ``JobError`` where it cannot be written."""
+    """The storage folder, made and tried out; ``JobError`` where it cannot be written, or would be lost."""
+    if "://" in root:
+        raise JobError(f"--storage {root}: a folder is needed, that every node sees; buckets are not supported yet")
+    if os.environ.get("RAY_ADDRESS") and not Path(root).expanduser().is_absolute():
+        raise JobError(f"--storage {root}: on a cluster an absolute path is needed; a submitted job's own folder is temporary")
     folder = Path(root).expanduser().absolute()
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -1,5 +1,11 @@
-"""A config dataclass as a command line: presets as sub-commands, every field an option."""
+"""A config dataclass as a command line: presets as sub-commands, every field an option.
 
+The preset is taken off by hand, so that it can be left out and ``--help`` then still shows every field.
+"""
+
+import contextlib
+import io
+import itertools
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import field, make_dataclass
@@ -26,18 +32,28 @@ def parse(doc: str, presets: Mapping[str, Config], args: Sequence[str] | None = 
     default = presets[preset]
     fields: list[Any] = [("config", type(default), field(default=default)), ("execution", Execution, field(default=Execution()))]
     command = make_dataclass("Command", fields, frozen=True)
-    others = ", ".join(presets)
+    said = io.StringIO()
     try:
-        parsed: Any = tyro.cli(
-            command,
-            args=arguments,
-            prog=f"{sys.argv[0]} {preset}",
-            description=f"{doc.strip()}\n\nPresets: {others}. Shown are the defaults of {preset!r}.",
-            config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagConversionOff),
-        )
-    except ValueError as error:
-        _refuse(str(error))
+        with contextlib.redirect_stderr(said):
+            parsed: Any = tyro.cli(
+                command,
+                args=arguments,
+                prog=f"{sys.argv[0]} {preset}",
+                description=f"{doc.strip()}\n\nPresets: {', '.join(presets)}. Shown are the defaults of {preset!r}.",
+                config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagConversionOff),
+            )
+    except SystemExit as stop:
+        if stop.code:
+            _refuse(_one_line(said.getvalue()))
+        raise  # --help
     return parsed.config, parsed.execution
+
+
+def _one_line(box: str) -> str:
+    """What tyro says in the box that it draws: the words between the title and the first rule."""
+    lines = [line.strip("│╭╮╰╯ ") for line in box.splitlines()]
+    words = list(itertools.takewhile(lambda line: not line.startswith("─"), lines[1:]))
+    return " ".join(words) or box
 
 
 def _refuse(message: str) -> NoReturn:

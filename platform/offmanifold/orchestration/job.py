@@ -2,13 +2,12 @@
 
 import dataclasses
 import json
-import platform
+import secrets
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -20,7 +19,7 @@ from offmanifold.orchestration.artifacts import Artifacts, prepare_storage
 from offmanifold.orchestration.command_line import parse
 from offmanifold.orchestration.display import console
 from offmanifold.orchestration.errors import JobError
-from offmanifold.orchestration.session import Execution, connect
+from offmanifold.orchestration.session import Execution, connect, versions
 from offmanifold.orchestration.sweep import SomeCell, sweep
 from offmanifold.orchestration.tracking import TrackedRun, Tracking, git_commit
 from offmanifold.orchestration.trial import Make
@@ -53,9 +52,12 @@ class Job(Generic[Config]):
     def load(self, load: Callable[[Config], Source]) -> Source:
         """The data, then MLflow's run and Ray: nothing is started before the data is known to be there."""
         source = load(self.config)
-        tags = {"data": source.name, "data.fingerprint": source.fingerprint, "git.commit": git_commit(), **_versions()}
+        tags = {"data": source.name, "data.fingerprint": source.fingerprint, "git.commit": git_commit(), **versions()}
         params = {"config": dataclasses.asdict(self.config), "execution": dataclasses.asdict(self.execution)}  # type: ignore[call-overload]
         self._run = self.resources.enter_context(self.tracking.run(self.name, params, tags))
+        self.folder.mkdir(parents=True)
+        (self.folder / "config.json").write_text(json.dumps(params, indent=2))
+        self._run.attach(self.folder / "config.json")
         self.resources.enter_context(connect(self.execution))
         self._source, self._shared = source, ray.put(source)
         console.print(f"{self.name}: {source.name}, {len(source.pool):,} images to train on, {len(source.test):,} to test on")
@@ -77,14 +79,14 @@ class Job(Generic[Config]):
         """Prints the table and the conclusion; tables and figures become files and MLflow artifacts."""
         if self._run is None:
             raise RuntimeError("load the data before the report")
-        files = _write_report(report, self.config, self.folder)
+        files = _write_report(report, self.folder)
         self._run.report(report, files)
         console.print(f"\n{report}", markup=False)
 
     def conclude(self) -> None:
         """Says where everything is, and raises if a trial failed."""
         console.print(f"results: {self.folder}   ({_minutes(time.monotonic() - self.started)})")
-        console.print(f"compare: mlflow ui --backend-store-uri {self.tracking.uri}   (experiment {self.name.rsplit('-', 2)[0]})")
+        console.print(f"compare: mlflow ui --backend-store-uri {self.tracking.uri}   (experiment {self.tracking.experiment})")
         if self.failures:
             raise JobError(self._failed("the others are kept and reported"))
 
@@ -97,14 +99,14 @@ class Job(Generic[Config]):
 def start(doc: str | None, presets: Mapping[str, Config]) -> Iterator[Job[Config]]:
     """The job of this script, with the config of its command line.
 
-    Exit code 0; 1 with the error's line when data, storage or MLflow are missing or a trial failed; 2 for a bad config.
+    Exit code 0; 1 with the error's line when data, storage or MLflow are missing or a trial failed; 2 for a bad config; 130 for Ctrl-C.
     """
     config, execution = parse(doc or "", presets)
     experiment = Path(sys.argv[0]).stem
     try:
         storage = prepare_storage(execution.storage)
         tracking = Tracking.open(execution.tracking_uri, storage, experiment)
-        name = f"{experiment}-{time.strftime('%Y%m%d-%H%M%S')}"
+        name = f"{experiment}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
         with ExitStack() as resources:
             job = Job(name, config, execution, storage, tracking, resources)
             yield job
@@ -112,14 +114,15 @@ def start(doc: str | None, presets: Mapping[str, Config]) -> Iterator[Job[Config
     except (DataError, JobError) as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(1) from None
+    except KeyboardInterrupt:
+        print("interrupted; what was finished is kept, and the same command goes on from there", file=sys.stderr)
+        raise SystemExit(130) from None
 
 
-def _write_report(report: Report, config: Any, folder: Path) -> list[Path]:
-    """Every table as parquet, what is shown as text, figures as PNG and PDF; the files, in one folder."""
-    folder.mkdir(parents=True)
-    files = [folder / "config.json", folder / "report.txt"]
-    files[0].write_text(json.dumps(dataclasses.asdict(config), indent=2))
-    files[1].write_text(f"{report}\n")
+def _write_report(report: Report, folder: Path) -> list[Path]:
+    """What is shown as text, every table as parquet, figures as PNG and PDF; the files."""
+    files = [folder / "report.txt"]
+    files[0].write_text(f"{report}\n")
     for name, table in report.tables.items():
         files.append(folder / f"{name}.parquet")
         table.to_parquet(files[-1], index=False, compression="zstd")
@@ -128,12 +131,6 @@ def _write_report(report: Report, config: Any, folder: Path) -> list[Path]:
             files.append(folder / f"{name}.{ending}")
             figure.savefig(files[-1], dpi=150)
     return files
-
-
-def _versions() -> dict[str, str]:
-    names = ("offmanifold", "ray", "torch", "mlflow", "numpy")
-    libraries = {f"version.{name}": version(name) for name in names}
-    return {**libraries, "version.python": platform.python_version(), "machine": platform.platform()}
 
 
 def _minutes(seconds: float) -> str:

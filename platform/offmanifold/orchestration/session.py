@@ -2,14 +2,17 @@
 
 import logging
 import os
+import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from typing import Any
 
 import ray
 import torch
 
+from offmanifold.orchestration.display import console
 from offmanifold.orchestration.errors import JobError
 
 
@@ -45,31 +48,52 @@ class Execution:
 def connect(execution: Execution) -> Iterator[None]:
     """A Ray session: the cluster of ``RAY_ADDRESS`` (set in a submitted job), else one of this machine's own, ended afterwards."""
     quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
-    if os.environ.get("RAY_ADDRESS"):
-        ray.init(**quiet)
+    address = os.environ.get("RAY_ADDRESS")
+    if address:
+        try:
+            ray.init(**quiet)
+        except (ConnectionError, ValueError, RuntimeError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise JobError(f"no Ray cluster can be joined at RAY_ADDRESS={address} ({reason}); start one, or unset it") from error
     else:
         ray.init(address="local", include_dashboard=False, **quiet)
-        _refuse_what_cannot_be_placed(execution)
     try:
+        _check_placement(execution, may_grow=bool(address))
         yield
     finally:
         ray.shutdown()
 
 
-def _refuse_what_cannot_be_placed(execution: Execution) -> None:
-    have = ray.cluster_resources()
+def _check_placement(execution: Execution, may_grow: bool) -> None:
+    """``JobError`` where no trial could ever start; on a cluster, which may grow, a line that says what it waits for."""
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     for flag, name, wanted in (
         ("--cpus-per-trial", "CPU", execution.cpus_per_trial),
         ("--gpus-per-trial", "GPU", execution.gpus_per_trial),
     ):
-        if wanted > have.get(name, 0):
+        most = max(node.get(name, 0) for node in nodes)
+        if wanted > most and may_grow:
+            console.print(f"{flag} {wanted:g}: no node of the cluster has more than {most:g} {name}s; trials wait until one joins")
+        elif wanted > most:
             raise JobError(
-                f"{flag} {wanted:g}: this machine has {have.get(name, 0):g} {name}s, so no trial could ever start. "
+                f"{flag} {wanted:g}: this machine has {most:g} {name}s, so no trial could ever start. "
                 "Ask for less, or name a cluster with RAY_ADDRESS."
             )
 
 
+def versions() -> dict[str, str]:
+    """What a result was made with, by name."""
+    names = ("offmanifold", "ray", "torch", "numpy")
+    libraries = {f"version.{name}": version(name) for name in names}
+    return {**libraries, "version.python": platform.python_version(), "machine": platform.platform()}
+
+
 def take_resources(cpus: float) -> torch.device:
-    """Inside a trial: as many torch threads as CPUs, and the device: the GPU that Ray gave, or the CPU where CUDA is absent."""
+    """Inside a trial: as many torch threads as CPUs, and the device: the GPU that Ray gave, or the CPU where CUDA is absent.
+
+    On a GPU, convolutions are deterministic and in float32: TF32 has the mantissa of half precision.
+    """
     torch.set_num_threads(max(1, int(cpus)))
+    torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     return torch.device("cuda" if ray.get_gpu_ids() and torch.cuda.is_available() else "cpu")

@@ -3,7 +3,9 @@
 One writer, so that a local sqlite store is safe, and workers need neither MLflow nor its address.
 """
 
+import contextlib
 import logging
+import sqlite3
 import subprocess
 import time
 import urllib.error
@@ -17,6 +19,7 @@ from typing import Any
 from mlflow.entities import Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
+from sqlalchemy.exc import SQLAlchemyError
 
 from offmanifold.experiments.report import Report
 from offmanifold.orchestration.errors import JobError
@@ -29,6 +32,7 @@ class Tracking:
     """An MLflow experiment in a store that was seen to work."""
 
     client: MlflowClient
+    experiment: str
     experiment_id: str
     uri: str
 
@@ -36,24 +40,26 @@ class Tracking:
     def open(cls, uri: str, storage: Path, experiment: str) -> "Tracking":
         """Finds or makes the experiment, and writes to the store once; ``JobError`` where that fails: before work, not after."""
         for name in ("alembic", "mlflow"):
-            logging.getLogger(name).setLevel(logging.ERROR)
+            logging.getLogger(name).setLevel(logging.CRITICAL)  # their tracebacks end in our one line
         uri = uri or f"sqlite:///{storage / 'mlflow.db'}"
-        if uri.startswith(("http://", "https://")):
+        served = uri.startswith(("http://", "https://"))
+        if served:
             _reach(uri)
         try:
+            if uri.startswith("sqlite:///"):
+                _open_sqlite(uri.removeprefix("sqlite:///").partition("?")[0])
             client = MlflowClient(uri)
             found = client.get_experiment_by_name(experiment)
-            local = uri.startswith("sqlite:")
-            identifier = (
-                found.experiment_id
-                if found
-                else client.create_experiment(experiment, artifact_location=(storage / "mlflow-artifacts").as_uri() if local else None)
-            )
+            if found:
+                identifier = found.experiment_id
+            else:  # a server knows where its artifacts go; any other store would put them into the current folder
+                artifacts = None if served else (storage / "mlflow-artifacts").as_uri()
+                identifier = client.create_experiment(experiment, artifact_location=artifacts)
             client.set_experiment_tag(identifier, "offmanifold", "1")
-        except (MlflowException, OSError) as error:
+        except (MlflowException, SQLAlchemyError, sqlite3.Error, OSError) as error:
             reason = str(error).strip().splitlines()[0]
             raise JobError(f"MLflow's store {uri} cannot be used ({reason}); name another with --tracking-uri") from error
-        return cls(client, identifier, uri)
+        return cls(client, experiment, identifier, uri)
 
     @contextmanager
     def run(self, name: str, params: Mapping[str, Any], tags: Mapping[str, str]) -> Iterator["TrackedRun"]:
@@ -96,6 +102,14 @@ class TrackedRun:
         """Labels to find the run by."""
         self.tracking.client.log_batch(self.run_id, tags=[RunTag(name, value) for name, value in tags.items()])
 
+    def attach(self, file: Path) -> None:
+        """A file as an artifact; ``JobError`` where MLflow cannot keep it."""
+        try:
+            self.tracking.client.log_artifact(self.run_id, str(file))
+        except (MlflowException, OSError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise JobError(f"MLflow's store {self.tracking.uri} cannot keep {file.name} ({reason}); it is in {file.parent}") from error
+
     def report(self, report: Report, files: Sequence[Path]) -> None:
         """The report's curves as metrics with steps, its files as artifacts."""
         now = int(time.time() * 1000)
@@ -103,7 +117,7 @@ class TrackedRun:
         for start in range(0, len(points), 1000):  # MLflow's limit a batch
             self.tracking.client.log_batch(self.run_id, metrics=points[start : start + 1000])
         for file in files:
-            self.tracking.client.log_artifact(self.run_id, str(file))
+            self.attach(file)
 
     def end(self, status: str, error: str = "") -> None:
         """FINISHED, FAILED or KILLED."""
@@ -133,6 +147,12 @@ def git_commit() -> str:
         return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain") else "")
     except (OSError, subprocess.SubprocessError):
         return "unknown"
+
+
+def _open_sqlite(path: str) -> None:
+    """MLflow would try to open a store that cannot be opened for a minute and a half."""
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        connection.execute("PRAGMA user_version").fetchone()
 
 
 def _reach(uri: str) -> None:

@@ -9,14 +9,14 @@ from ray import tune
 
 from offmanifold.data import Source
 from offmanifold.orchestration.artifacts import Artifacts
-from offmanifold.orchestration.session import take_resources
+from offmanifold.orchestration.session import take_resources, versions
 from offmanifold.progress import Progress
 from offmanifold.result import Cell, Result
 
 Cell_contra = TypeVar("Cell_contra", bound=Cell, contravariant=True)
 
 REPORT_EVERY = 1.0
-"""Seconds between two messages of a trial to the driver."""
+"""Seconds between two messages of a trial to the driver; what happens between them goes with the next."""
 
 
 class Make(Protocol[Cell_contra]):
@@ -38,15 +38,17 @@ def trial(
     """In a worker: one cell, from its inputs' artifacts to its own. The source's pixels are the object store's, not a copy."""
     cell = cells[params["cell"]]
     device = take_resources(cpus)
-    said = 0.0
+    said, news = 0.0, []
 
     def progress(step: int, metrics: Mapping[str, float]) -> None:
         nonlocal said
+        news.append((step, dict(metrics)))
         if time.monotonic() - said >= REPORT_EVERY:
             said = time.monotonic()
-            tune.report({"step": step, "metrics": dict(metrics)})
+            tune.report({"news": news.copy()})
+            news.clear()
 
     inputs = [artifacts.load(needed, fingerprint) for needed in cell.inputs]
     result = make(cell, source, inputs, device, progress)
-    artifacts.save(cell, fingerprint, result)
-    tune.report({"step": 0, "metrics": {}, "final": dict(result.metrics)})
+    artifacts.save(cell, fingerprint, result, {"device": str(device), "threads": str(torch.get_num_threads()), **versions()})
+    tune.report({"news": [*news, (0, dict(result.metrics))]})

@@ -1,6 +1,7 @@
-"""The main job, as it is submitted to a cluster: a local head of the test's own, ended by its pid."""
+"""Whole jobs, each a process of its own: run plainly, and submitted to a local head that the test starts and ends by its pid."""
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -90,7 +91,7 @@ def test_a_submitted_job_ends_with_0_and_its_results_are_in_the_given_store(head
     assert len(parent.data.tags["data.fingerprint"]) == 16
     names = {artifact.path for artifact in client.list_artifacts(parent.info.run_id)}
     assert {"rows.parquet", "summary.parquet", "report.txt", "success_against_epsilon.png", "examples.pdf"} <= names
-    (folder,) = Path(environment["OFFMANIFOLD_STORAGE"], "runs").iterdir()
+    (folder,) = Path(environment["OFFMANIFOLD_STORAGE"], "runs").glob("ensemble_robustness-*")
     rows = pd.read_parquet(folder / "rows.parquet")
     assert len(rows) == 4 * 5
     assert not Path(environment["HOME"], ".ray").exists()
@@ -101,4 +102,36 @@ def test_a_failing_job_ends_with_another_code_and_its_error_in_the_log(head, env
     assert failed.returncode != 0
     assert "all of 'train' failed" in failed.stdout
     assert "dropout 0, repetition 0: " in failed.stdout
-    assert "the loss is nan; try a learning rate below 1e+30" in failed.stdout
+    assert re.search(r"TrainingFailed: epoch 1: the training loss is \S+, the validation loss nan; try a learning", failed.stdout)
+
+
+PARTLY = """
+from offmanifold.experiments import ensemble_robustness as experiment
+from offmanifold.orchestration.job import start
+
+def attack(cell, *rest):
+    if cell.model == "dropout_ensemble":
+        raise MemoryError("not enough for an ensemble")
+    return experiment.attack(cell, *rest)
+
+if __name__ == "__main__":
+    with start("A job of which a part fails.", experiment.PRESETS) as job:
+        source = job.load(experiment.load)
+        job.sweep("train", experiment.train, experiment.members(job.config))
+        job.report(experiment.summarise(job.config, source, job.sweep("attack", attack, experiment.attacked(job.config))))
+"""
+
+
+def test_a_job_of_which_a_part_fails_reports_the_rest_names_it_and_ends_with_1(environment, tmp_path):
+    script = tmp_path / "partly.py"
+    script.write_text(PARTLY)
+    command = [sys.executable, str(script), *TINY, "--epsilons", "0.2", "--retries", "0", "--members", "1"]
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 1
+    assert re.search(r"attack: 3/4 done, .*1 failed", done.stdout)
+    assert "deterministic ensemble" in done.stdout
+    assert "1 trial(s) failed, the others are kept and reported" in done.stderr
+    assert "dropout_ensemble mim 0.2, repetition 0: MemoryError: not enough for an ensemble" in done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
+    (folder,) = Path(environment["OFFMANIFOLD_STORAGE"], "runs").glob("partly-*")
+    assert set(pd.read_parquet(folder / "rows.parquet")["model"]) == {"dropout", "deterministic", "deterministic_ensemble"}
