@@ -199,7 +199,5 @@ def test_training_stops_early_keeps_the_best_epoch_and_says_so(digits):
 
 def test_a_diverging_loss_is_an_error_with_its_epoch(digits):
     network = lenet.build(lenet.Config(), 10, 0)
-    with pytest.raises(
-        sgd.TrainingFailed, match=r"epoch \d+: the training loss is \S+, the validation loss nan; try a learning rate below 1e\+30"
-    ):
+    with pytest.raises(sgd.TrainingFailed, match=r"epoch 1: the training loss is \S+, the validation loss nan; try a learning"):
         sgd.train(network, digits.split(200, 50, 0), sgd.Config(learning_rate=1e30), 0, CPU)
