@@ -66,7 +66,7 @@ def head(environment) -> Iterator[str]:
     finally:
         os.killpg(process.pid, signal.SIGTERM)  # its own session: itself and what it started
         try:
-            process.wait(timeout=10)
+            process.wait(timeout=3)
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
@@ -98,7 +98,7 @@ def test_a_submitted_job_ends_with_0_and_its_results_are_in_the_given_store(head
 
 
 def test_a_failing_job_ends_with_another_code_and_its_error_in_the_log(head, environment):
-    failed = submit(head, environment, *TINY, "--epsilons", "0.2", "--learning-rate", "1e30", "--retries", "0")
+    failed = submit(head, environment, *TINY, "--epsilons", "0.2", "--learning-rate", "1e30", "--retries", "0", "--members", "1")
     assert failed.returncode != 0
     assert "all of 'train' failed" in failed.stdout
     assert "dropout 0, repetition 0: " in failed.stdout
