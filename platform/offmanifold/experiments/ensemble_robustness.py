@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-import numpy as np
 import pandas as pd
 import torch
 
@@ -19,7 +18,7 @@ from offmanifold.evaluation import robustness
 from offmanifold.experiments import figures
 from offmanifold.experiments.report import Report
 from offmanifold.experiments.reported import ENSEMBLE_ROBUSTNESS, GS_TABLE_4
-from offmanifold.experiments.robustness_table import conclusion, curves, over_repetitions, success_table, uncertainty_table
+from offmanifold.experiments.robustness_table import conclusion, curves, image_table, over_repetitions, success_table, uncertainty_table
 from offmanifold.inference import Posterior, mc_dropout, point, sgd
 from offmanifold.inference.ensemble import Ensemble
 from offmanifold.inference.mc_dropout import McDropout
@@ -233,12 +232,14 @@ def summarise(config: Config, source: Source, results: Mapping[Attacked, Result]
     summary = over_repetitions(rows)
     attack, epsilon = shown(list(results))
     drawn = {cell: results[cell] for cell in results if (cell.attack, cell.epsilon) == (attack, epsilon)}
-    images = _per_image(drawn)
+    of_first_repetition = {cell.model: result for cell, result in reversed(drawn.items())}
+    images = pd.concat([image_table(result).assign(repetition=cell.repetition, model=cell.model) for cell, result in drawn.items()])
     of_what = f"{config.images.dataset}, {config.repetitions} x {config.images.test_images:,} images"
     reported = ENSEMBLE_ROBUSTNESS if _as_reported(config) else {}
+    source_of_paper = f"; paper: {GS_TABLE_4}" if reported else ""
     return Report(
         shown={
-            f"Share of labels that attacks change, {of_what}; paper: {GS_TABLE_4}": success_table(summary, reported),
+            f"Share of labels that attacks change, {of_what}{source_of_paper}": success_table(summary, reported),
             f"Mean uncertainty in nats, {of_what}": uncertainty_table(summary),
         },
         conclusion=conclusion(rows),
@@ -246,7 +247,7 @@ def summarise(config: Config, source: Source, results: Mapping[Attacked, Result]
         figures={
             "success_against_epsilon": figures.success_against_epsilon(summary, reported),
             "uncertainty_histograms": figures.uncertainty_histograms(images, attack, epsilon),
-            "examples": figures.examples({cell.model: result for cell, result in reversed(drawn.items())}, attack, epsilon),
+            "examples": figures.examples(of_first_repetition, attack, epsilon),
         },
         metrics=curves(summary, reported),
     )
@@ -263,19 +264,6 @@ def shown(cells: Sequence[Attacked]) -> tuple[str, float]:
 def _as_reported(config: Config) -> bool:
     """Is it the paper's experiment? Its figures stand beside no other."""
     return (config.images.dataset, config.judging.norm, config.members) == ("mnist", "linf", 4)
-
-
-def _per_image(results: Mapping[Attacked, Result]) -> pd.DataFrame:
-    """A row for each image and perturbation: what the model said of it."""
-    frames = []
-    for cell, result in results.items():
-        for perturbation in result.table["perturbation"]:
-            prefix = f"{perturbation}/"
-            frame = pd.DataFrame({k.removeprefix(prefix): v for k, v in result.arrays.items() if k.startswith(prefix)})
-            names = {"repetition": cell.repetition, "model": cell.model, "attack": cell.attack, "epsilon": cell.epsilon}
-            truth = {"image": np.arange(len(frame)), "truth": result.arrays["label"], "clean_label": result.arrays["clean_label"]}
-            frames.append(frame.assign(**names, perturbation=perturbation, **truth))
-    return pd.concat(frames, ignore_index=True).astype(dict.fromkeys(("model", "attack", "perturbation"), "category"))
 
 
 def _posterior(member: Member, weights: Result, classes: int, device: torch.device) -> Posterior:

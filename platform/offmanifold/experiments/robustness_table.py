@@ -8,6 +8,7 @@ import pandas as pd
 from offmanifold.evaluation.robustness import NO_PERTURBATION
 from offmanifold.experiments.report import Metric
 from offmanifold.experiments.reported import Reported
+from offmanifold.result import Result
 
 NOISE = "random_sign"
 """The control that stands beside an attack: of its norm, in L-infinity and before clipping in L2."""
@@ -28,6 +29,17 @@ def over_repetitions(rows: pd.DataFrame) -> pd.DataFrame:
     spread = grouped.std()[[name for name in figures if not name.endswith(("_low", "_high"))]].add_suffix("_std")
     count = rows.groupby(KEYS, sort=False).size().rename("repetitions")
     return pd.concat([grouped.mean(), spread, count], axis=1).reset_index()
+
+
+def image_table(result: Result) -> pd.DataFrame:
+    """A row for each image and perturbation of a judge's result: the truth, what the model said, and every measure."""
+    frames = []
+    for row in result.table.to_dict("records"):
+        prefix = f"{row['perturbation']}/"
+        said = {name.removeprefix(prefix): values for name, values in result.arrays.items() if name.startswith(prefix)}
+        truth = {"image": range(row["images"]), "truth": result.arrays["label"], "clean_label": result.arrays["clean_label"]}
+        frames.append(pd.DataFrame({key: row[key] for key in KEYS[1:]} | truth | said))
+    return pd.concat(frames, ignore_index=True)
 
 
 def success_table(summary: pd.DataFrame, reported: Reports) -> pd.DataFrame:

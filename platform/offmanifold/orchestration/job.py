@@ -80,8 +80,9 @@ class Job(Generic[Config]):
         if self._run is None:
             raise RuntimeError("load the data before the report")
         files = _write_report(report, self.folder)
-        self._run.report(report, files)
         console.print(f"\n{report}", markup=False)
+        self._run.curves(report.metrics)
+        self._run.attach(*files)
 
     def conclude(self) -> None:
         """Says where everything is, and raises if a trial failed."""

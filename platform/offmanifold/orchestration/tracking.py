@@ -21,7 +21,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 from sqlalchemy.exc import SQLAlchemyError
 
-from offmanifold.experiments.report import Report
+from offmanifold.experiments.report import Metric as Point
 from offmanifold.orchestration.errors import JobError
 
 PARENT_TAG = "mlflow.parentRunId"
@@ -71,7 +71,8 @@ class Tracking:
             run.end("KILLED")
             raise
         except BaseException as error:
-            run.end("FAILED", f"{type(error).__name__}: {error}")
+            with contextlib.suppress(MlflowException):  # the error that is on its way says more
+                run.end("FAILED", f"{type(error).__name__}: {error}")
             raise
         run.end("FINISHED")
 
@@ -102,22 +103,24 @@ class TrackedRun:
         """Labels to find the run by."""
         self.tracking.client.log_batch(self.run_id, tags=[RunTag(name, value) for name, value in tags.items()])
 
-    def attach(self, file: Path) -> None:
-        """A file as an artifact; ``JobError`` where MLflow cannot keep it."""
-        try:
-            self.tracking.client.log_artifact(self.run_id, str(file))
-        except (MlflowException, OSError) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise JobError(f"MLflow's store {self.tracking.uri} cannot keep {file.name} ({reason}); it is in {file.parent}") from error
-
-    def report(self, report: Report, files: Sequence[Path]) -> None:
-        """The report's curves as metrics with steps, its files as artifacts."""
-        now = int(time.time() * 1000)
-        points = [Metric(point.name, point.value, now, point.step) for point in report.metrics]
-        for start in range(0, len(points), 1000):  # MLflow's limit a batch
-            self.tracking.client.log_batch(self.run_id, metrics=points[start : start + 1000])
+    def attach(self, *files: Path) -> None:
+        """Files as artifacts; ``JobError`` where MLflow cannot keep one."""
         for file in files:
-            self.attach(file)
+            try:
+                self.tracking.client.log_artifact(self.run_id, str(file))
+            except (MlflowException, OSError) as error:
+                reason = str(error).strip().splitlines()[0]
+                raise JobError(f"MLflow's store {self.tracking.uri} cannot keep {file.name} ({reason}); it is in {file.parent}") from error
+
+    def curves(self, points: Sequence[Point]) -> None:
+        """Metrics with steps; ``JobError`` where MLflow does not take them."""
+        now = int(time.time() * 1000)
+        metrics = [Metric(point.name, point.value, now, point.step) for point in points]
+        try:
+            for start in range(0, len(metrics), 1000):  # MLflow's limit a batch
+                self.tracking.client.log_batch(self.run_id, metrics=metrics[start : start + 1000])
+        except MlflowException as error:
+            raise JobError(f"MLflow's store {self.tracking.uri} did not take the report's metrics ({error})") from error
 
     def end(self, status: str, error: str = "") -> None:
         """FINISHED, FAILED or KILLED."""
