@@ -4,7 +4,8 @@ import time
 from dataclasses import dataclass, field
 
 from rich.console import Console
-from rich.status import Status
+from rich.live import Live
+from rich.text import Text
 
 PLAIN_EVERY = 10.0
 """Seconds between plain lines."""
@@ -27,7 +28,7 @@ class SweepDisplay:
     started: float = field(default_factory=time.monotonic)
     _last_done: float = 0.0
     """Seconds after the start at which a trial last ended: between two ends, the time left counts down."""
-    _status: Status | None = None
+    _live: Live | None = None
     _printed: float = float("-inf")
 
     def finish(self, name: str, failed: bool = False) -> None:
@@ -40,21 +41,23 @@ class SweepDisplay:
     def update(self) -> None:
         """Shows where the sweep is: live, or as a line if the last is old enough."""
         if console.is_terminal:
-            if self._status is None:
-                self._status = console.status("")
-                self._status.start()
-            said = "".join(f"\n    {name}: {words}" for name, words in self.running.items() if words)
-            self._status.update(self.line() + said)
+            if self._live is None:
+                self._live = Live(get_renderable=self._lines, console=console, refresh_per_second=2, transient=True)
+                self._live.start()
         elif time.monotonic() - self._printed >= PLAIN_EVERY:
             self._printed = time.monotonic()
             console.print(self.line())
 
     def close(self) -> None:
         """Ends the live display and leaves one line."""
-        if self._status is not None:
-            self._status.stop()
         self.running.clear()
+        if self._live is not None:
+            self._live.stop()
         console.print(self.line())
+
+    def _lines(self) -> Text:
+        said = [f"    {name}: {words}" for name, words in list(self.running.items()) if words]  # rich asks from a thread of its own
+        return Text("\n".join([self.line(), *said]), overflow="ellipsis", no_wrap=True)
 
     def line(self) -> str:
         """``train: 12/40 done, 2 running, 8 found, 0 failed, 1m20s, 3m10s left``"""
