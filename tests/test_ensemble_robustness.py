@@ -140,9 +140,9 @@ def test_one_repetition_has_an_interval_over_images_instead_of_a_spread():
 
 def test_the_conclusion_is_the_paired_difference():
     (sentence,) = conclusion(planted({"dropout": [0.3, 0.5, 0.4], "dropout_ensemble": [0.2, 0.3, 0.4]}))
-    assert "+0.100 ± 0.100" in sentence
-    assert "less in 2 of 3 repetitions" in sentence
-    assert "noise changes 0.050" in sentence
+    assert "dropout network minus its ensemble: +0.100 ± 0.100;" in sentence
+    assert "lower in 2 of 3 repetitions" in sentence
+    assert "noise changes 0.050 of the network's labels" in sentence
 
 
 def test_a_report_of_part_of_the_cells_says_what_it_can():

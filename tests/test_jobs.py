@@ -89,6 +89,8 @@ def test_a_submitted_job_ends_with_0_and_its_results_are_in_the_given_store(head
     assert 0 <= parent.data.metrics["dropout_ensemble.mim.changed"] <= 1
     assert parent.data.params["config.epsilons"] == "(0.2,)"
     assert len(parent.data.tags["data.fingerprint"]) == 16
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
+    assert parent.data.tags["git.commit"].startswith(commit or "unknown")
     names = {artifact.path for artifact in client.list_artifacts(parent.info.run_id)}
     assert {"rows.parquet", "summary.parquet", "report.txt", "success_against_epsilon.png", "examples.pdf"} <= names
     (folder,) = Path(environment["OFFMANIFOLD_STORAGE"], "runs").glob("ensemble_robustness-*")

@@ -19,7 +19,7 @@ from offmanifold.orchestration.artifacts import Artifacts, prepare_storage
 from offmanifold.orchestration.command_line import parse
 from offmanifold.orchestration.display import SweepDisplay
 from offmanifold.orchestration.errors import JobError
-from offmanifold.orchestration.session import Execution
+from offmanifold.orchestration.session import Execution, connect
 from offmanifold.orchestration.sweep import sweep
 from offmanifold.orchestration.tracking import Tracking, flatten
 from offmanifold.result import Result, recipe_key
@@ -214,6 +214,14 @@ def test_artifacts_that_mlflow_cannot_keep_are_said_and_where_they_are(tmp_path)
         run.attach(tmp_path / "config.json")
 
 
+def test_a_cluster_that_is_not_there_is_said_at_once(monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:9")
+    started = time.monotonic()
+    with pytest.raises(JobError, match=r"no Ray cluster can be joined at RAY_ADDRESS=127.0.0.1:9"), connect(Execution()):
+        pass
+    assert time.monotonic() - started < 15
+
+
 @pytest.mark.parametrize(("root", "words"), [("s3://bucket/x", "a folder is needed"), ("results", "an absolute path is needed")])
 def test_a_storage_that_a_job_would_lose_is_refused(root, words, monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
@@ -256,7 +264,7 @@ def test_without_a_preset_it_is_the_first_and_every_field_can_be_set():
     ("arguments", "words"),
     [
         (["laptp"], "error: preset 'laptp' is unknown; there are: quick, laptop, paper (did you mean laptop?)"),
-        (["--epsilons", "2"], "epsilon 2 is outside (0, 1]"),
+        (["--epsilons", "2"], "error: epsilon 2 is outside (0, 1]"),
         (["--members", "0"], "members must be at least 1, not 0"),
         (["--dataset", "cifar"], "dataset 'cifar' is unknown; there are: digits, mnist"),
         (["--attacks", "nought"], "attack 'nought' is unknown; there are: fgm, bim, pgd, mim"),

@@ -62,4 +62,4 @@ def _verify(path: Path, size: int, digest: str) -> None:
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]
+    return (str(error) or type(error).__name__).splitlines()[0].rstrip(": ")

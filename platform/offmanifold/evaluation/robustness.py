@@ -42,7 +42,7 @@ class Config:
     steps: int = 10
     """Gradient steps of the iterative attacks (cleverhans 2: 10)."""
     step_size: float | None = None
-    """Size of a step, in pixel units; None: cleverhans 2's 0.06 for MIM, at most epsilon and at least epsilon / steps."""
+    """Size of a step, in pixel units; None: 0.06 (cleverhans 2's for MIM), at most epsilon and at least epsilon / steps."""
     decay: float = 1.0
     """Decay of MIM's momentum (cleverhans 2: 1.0)."""
     objective: str = "mixture"

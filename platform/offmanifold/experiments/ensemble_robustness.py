@@ -18,7 +18,15 @@ from offmanifold.evaluation import robustness
 from offmanifold.experiments import figures
 from offmanifold.experiments.report import Report
 from offmanifold.experiments.reported import ENSEMBLE_ROBUSTNESS, GS_TABLE_4
-from offmanifold.experiments.robustness_table import conclusion, curves, image_table, over_repetitions, success_table, uncertainty_table
+from offmanifold.experiments.robustness_table import (
+    NOTES,
+    conclusion,
+    curves,
+    image_table,
+    over_repetitions,
+    success_table,
+    uncertainty_table,
+)
 from offmanifold.inference import Posterior, mc_dropout, point, sgd
 from offmanifold.inference.ensemble import Ensemble
 from offmanifold.inference.mc_dropout import McDropout
@@ -34,7 +42,7 @@ class Images:
     """Which images are used; every repetition draws its own, by its seed and without replacement."""
 
     dataset: str = "digits"
-    """Data set: digits (always at hand) or mnist."""
+    """Data set: digits (8 x 8 pixels resized to 28 x 28, always at hand) or mnist."""
     train_images: int = 1000
     """Images to train on, a repetition."""
     validation_images: int = 300
@@ -52,7 +60,7 @@ class Images:
 
 @dataclass(frozen=True)
 class Config:
-    """What is trained and attacked. The defaults are the preset ``quick``: a first look in under two minutes on two cores."""
+    """What is trained and attacked. The defaults are the preset quick: a first look in under two minutes on two cores."""
 
     images: Images = field(default_factory=Images)
     network: lenet.Config = field(default_factory=lenet.Config)
@@ -242,11 +250,12 @@ def summarise(config: Config, source: Source, results: Mapping[Attacked, Result]
             f"Share of labels that attacks change, {of_what}{source_of_paper}": success_table(summary, reported),
             f"Mean uncertainty in nats, {of_what}": uncertainty_table(summary),
         },
-        conclusion=conclusion(rows),
+        notes=NOTES,
+        conclusion=conclusion(rows) if config.members > 1 else [],
         tables={"rows": rows, "summary": summary, "images": images},
         figures={
-            "success_against_epsilon": figures.success_against_epsilon(summary, reported),
-            "uncertainty_histograms": figures.uncertainty_histograms(images, attack, epsilon),
+            "success_against_epsilon": figures.success_against_epsilon(summary, reported, of_what),
+            "uncertainty_histograms": figures.uncertainty_histograms(images, attack, epsilon, of_what),
             "examples": figures.examples(of_first_repetition, attack, epsilon),
         },
         metrics=curves(summary, reported),

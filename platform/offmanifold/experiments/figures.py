@@ -27,13 +27,15 @@ SUCCESSES = {
 }
 
 
-def success_against_epsilon(summary: pd.DataFrame, reported: Reports) -> Figure:
+def success_against_epsilon(summary: pd.DataFrame, reported: Reports, of_what: str) -> Figure:
     """A row of panels for each attack, a panel for each definition of success: the attack solid, noise dashed, the paper's crosses.
 
     Bars: one standard deviation over repetitions; of a single repetition, the Wilson interval over images.
     """
     attacks = list(dict.fromkeys(summary["attack"]))
-    figure = Figure(figsize=(12, 0.4 + 3.6 * len(attacks)), layout="constrained")
+    figure = Figure(figsize=(12, 0.8 + 3.6 * len(attacks)), layout="constrained")
+    bars = "one standard deviation over repetitions" if (summary["repetitions"] > 1).all() else "95 % Wilson interval over images"
+    figure.suptitle(f"{of_what}; bars: {bars}")
     panels = figure.subplots(len(attacks), len(SUCCESSES), squeeze=False, sharex=True, sharey=True)
     for attack, row in zip(attacks, panels, strict=True):
         for (success, title), axes in zip(SUCCESSES.items(), row, strict=True):
@@ -63,16 +65,16 @@ def success_against_epsilon(summary: pd.DataFrame, reported: Reports) -> Figure:
     return figure
 
 
-def uncertainty_histograms(images: pd.DataFrame, attack: str, epsilon: float) -> Figure:
+def uncertainty_histograms(images: pd.DataFrame, attack: str, epsilon: float, of_what: str) -> Figure:
     """Predictive entropy and mutual information (nats) of clean, attacked and noised images, a column for each model."""
     kinds = {NO_PERTURBATION: ("clean", "#000000"), attack: (f"{attack.upper()}", "#D55E00"), NOISE: ("noise", "#56B4E9")}
     figure = Figure(figsize=(13, 5.6), layout="constrained")
-    figure.suptitle(f"{attack.upper()}, epsilon {epsilon:g}")
+    figure.suptitle(f"{of_what}, whether changed or not; {attack.upper()} and random signs at epsilon {epsilon:g}")
     panels = figure.subplots(2, len(MODELS), squeeze=False, sharey=True)
     measures = {"predictive_entropy": "predictive entropy (nats)", "mutual_information": "mutual information (nats)"}
     for (measure, title), row in zip(measures.items(), panels, strict=True):
         top = float(images[measure].max())
-        bins = np.linspace(0, top if top > 0 else 1.0, 41)
+        bins = np.linspace(0, top if top > 0 else 1.0, 41 if len(images) > 20_000 else 13)
         for (model, (label, _, _)), axes in zip(MODELS.items(), row, strict=True):
             of_model = images[images["model"] == model]
             if of_model[measure].isna().all():
@@ -93,10 +95,15 @@ def examples(results: Mapping[str, Result], attack: str, epsilon: float, columns
     """Originals, perturbations and adversarial images of each model's result, with the judge's label and its probability."""
     models = [model for model in MODELS if model in results]
     figure = Figure(figsize=(1.3 * columns + 1, 1.45 * (1 + 2 * len(models))), layout="constrained")
-    figure.suptitle(f"{attack.upper()}, epsilon {epsilon:g}: label (probability)")
+    figure.suptitle(
+        f"{attack.upper()}, epsilon {epsilon:g}, the first test images: label when clean → attacked (probability)\n"
+        "change: red brighter, blue darker, full colour one epsilon",
+        fontsize=9,
+    )
     panels = figure.subplots(1 + 2 * len(models), columns, squeeze=False)
     for axes in panels.flat:
         axes.set(xticks=[], yticks=[])
+    panels[0][0].set_ylabel("clean", fontsize=7)
     for index, model in enumerate(models):
         result = results[model]
         clean, adversarial = result.arrays["clean_images"], result.arrays["attacked_images"]
@@ -104,7 +111,8 @@ def examples(results: Mapping[str, Result], attack: str, epsilon: float, columns
             if index == 0:
                 _show(panels[0][column], clean[column], f"truth {result.arrays['label'][column]}", "gray", (0, 1))
             _show(panels[1 + 2 * index][column], adversarial[column] - clean[column], "", "RdBu_r", (-epsilon, epsilon))
-            said = f"{result.arrays[f'{attack}/label'][column]} ({result.arrays[f'{attack}/confidence'][column]:.2f})"
+            clean_label, label = result.arrays["clean_label"][column], result.arrays[f"{attack}/label"][column]
+            said = f"{clean_label} → {label} ({result.arrays[f'{attack}/confidence'][column]:.2f})"
             _show(panels[2 + 2 * index][column], adversarial[column], said, "gray", (0, 1))
         panels[1 + 2 * index][0].set_ylabel("change", fontsize=7)
         panels[2 + 2 * index][0].set_ylabel(MODELS[model][0].replace(" ", "\n"), fontsize=7)

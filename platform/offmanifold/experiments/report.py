@@ -23,6 +23,8 @@ class Report:
 
     shown: Mapping[str, pd.DataFrame]
     """Title -> a table of text, ready to print, the paper's figures beside ours."""
+    notes: Sequence[str]
+    """What the tables' columns mean."""
     conclusion: Sequence[str]
     """Sentences that the numbers decide."""
     tables: Mapping[str, pd.DataFrame]
@@ -32,4 +34,4 @@ class Report:
 
     def __str__(self) -> str:
         tables = [f"{title}\n\n{table.to_string(index=False)}\n" for title, table in self.shown.items()]
-        return "\n".join([*tables, *self.conclusion])
+        return "\n".join([*tables, *self.notes, "", *self.conclusion])

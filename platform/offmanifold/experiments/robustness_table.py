@@ -15,6 +15,12 @@ NOISE = "random_sign"
 
 KEYS = ["model", "attack", "epsilon", "perturbation"]
 
+NOTES = (
+    "±: standard deviation over repetitions. [low, high]: of a single repetition, the 95 % Wilson interval over its images.",
+    "changed: the mean prediction differs from the clean image's; by noise: the same for random signs at epsilon instead of the attack.",
+    "wrong: it differs from the truth; of correct: over those that were right when clean; confident: changed and sure (p > 0.9).",
+)
+
 Reports = Mapping[tuple[str, str, float], Reported]
 """(model, attack, epsilon) -> the paper's success in changing the label."""
 
@@ -54,7 +60,7 @@ def success_table(summary: pd.DataFrame, reported: Reports) -> pd.DataFrame:
                 **names,
                 "accuracy": _spread(accuracy, "accuracy", digits=3),
                 "changed": _spread(hit, "changed"),
-                "paper": str(paper or ""),
+                **({"paper": str(paper or "")} if reported else {}),
                 "by noise": _spread(noise, "changed"),
                 "wrong": _spread(hit, "wrong"),
                 "of correct": _spread(hit, "wrong_of_correct"),
@@ -88,10 +94,10 @@ def conclusion(rows: pd.DataFrame) -> list[str]:
             if difference.empty:
                 continue
             fewer = f"{(difference > 0).sum()} of {len(difference)} repetitions"
-            spread = f" ± {difference.std():.3f}" if len(difference) > 1 else ""
+            spread = f" ± {difference.std():.3f}" if len(difference) > 1 else " (one repetition, so no spread)"
             sentences.append(
-                f"{attack} at {epsilon:g}: changed labels, {kind} network minus its ensemble: {difference.mean():+.3f}{spread} "
-                f"(the ensemble is changed less in {fewer}); noise changes {group[kind, NOISE].mean():.3f} of the network's."
+                f"{attack} at {epsilon:g}, share of labels changed, {kind} network minus its ensemble: {difference.mean():+.3f}{spread}; "
+                f"the ensemble's is lower in {fewer}; noise changes {group[kind, NOISE].mean():.3f} of the network's labels."
             )
     return sentences
 

@@ -19,8 +19,7 @@ class Config:
     RECIPE_VERSION: ClassVar[int] = 1
 
     architecture: Architecture = "lenet-20-50-500"
-    """lenet-20-50-500: "a standard LeNet as implemented in Keras" (Gal & Smith 2018). cnn-32-64-128: the network of the code
-    released with Smith & Gal (2018)."""
+    """Filters, filters, dense units: the LeNet of Gal & Smith (2018), or the network of the code of Smith & Gal (2018)."""
     convolution_dropout: float = 0.25
     """Dropout rate after the convolutions, in [0, 1): the value of Keras' MNIST example and of Smith & Gal's code."""
     dense_dropout: float = 0.5

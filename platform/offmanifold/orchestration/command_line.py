@@ -50,10 +50,14 @@ def parse(doc: str, presets: Mapping[str, Config], args: Sequence[str] | None = 
 
 
 def _one_line(box: str) -> str:
-    """What tyro says in the box that it draws: the words between the title and the first rule."""
-    lines = [line.strip("│╭╮╰╯ ") for line in box.splitlines()]
-    words = list(itertools.takewhile(lambda line: not line.startswith("─"), lines[1:]))
-    return " ".join(words) or box
+    """What tyro says in the box that it draws (in ASCII where the terminal has no more): the words between the title and the next rule."""
+    lines = itertools.dropwhile(_is_rule, (line.strip("│| ") for line in box.splitlines()[1:]))
+    words = itertools.takewhile(lambda line: not _is_rule(line), lines)
+    return " ".join(words).removeprefix("Error parsing config: ") or box
+
+
+def _is_rule(line: str) -> bool:
+    return set(line) <= set("─-╰╯+")
 
 
 def _refuse(message: str) -> NoReturn:

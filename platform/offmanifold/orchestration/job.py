@@ -50,15 +50,15 @@ class Job(Generic[Config]):
         return self.storage / "runs" / self.name
 
     def load(self, load: Callable[[Config], Source]) -> Source:
-        """The data, then MLflow's run and Ray: nothing is started before the data is known to be there."""
+        """The data, then Ray and MLflow's run: nothing is started before the data is known to be there."""
         source = load(self.config)
         tags = {"data": source.name, "data.fingerprint": source.fingerprint, "git.commit": git_commit(), **versions()}
         params = {"config": dataclasses.asdict(self.config), "execution": dataclasses.asdict(self.execution)}  # type: ignore[call-overload]
+        self.resources.enter_context(connect(self.execution))
         self._run = self.resources.enter_context(self.tracking.run(self.name, params, tags))
         self.folder.mkdir(parents=True)
         (self.folder / "config.json").write_text(json.dumps(params, indent=2))
         self._run.attach(self.folder / "config.json")
-        self.resources.enter_context(connect(self.execution))
         self._source, self._shared = source, ray.put(source)
         console.print(f"{self.name}: {source.name}, {len(source.pool):,} images to train on, {len(source.test):,} to test on")
         return source

@@ -3,6 +3,7 @@
 import logging
 import os
 import platform
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -51,8 +52,9 @@ def connect(execution: Execution) -> Iterator[None]:
     address = os.environ.get("RAY_ADDRESS")
     if address:
         try:
+            _reach(address)
             ray.init(**quiet)
-        except (ConnectionError, ValueError, RuntimeError) as error:
+        except (OSError, ValueError, RuntimeError) as error:
             reason = str(error).strip().splitlines()[0]
             raise JobError(f"no Ray cluster can be joined at RAY_ADDRESS={address} ({reason}); start one, or unset it") from error
     else:
@@ -62,6 +64,13 @@ def connect(execution: Execution) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _reach(address: str) -> None:
+    """``OSError`` where nothing listens at ``host:port``; Ray would try for minutes. Other addresses (``auto``) are Ray's to judge."""
+    host, _, port = address.rpartition(":")
+    if port.isdigit() and "/" not in host:
+        socket.create_connection((host, int(port)), timeout=10).close()
 
 
 def _check_placement(execution: Execution, may_grow: bool) -> None:
