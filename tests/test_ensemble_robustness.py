@@ -11,7 +11,7 @@ from offmanifold.evaluation import robustness
 from offmanifold.experiments import ensemble_robustness as experiment
 from offmanifold.experiments.ensemble_robustness import PRESETS, Config, Images
 from offmanifold.experiments.reported import ENSEMBLE_ROBUSTNESS
-from offmanifold.experiments.robustness_table import conclusion, curves, over_repetitions, success_table
+from offmanifold.experiments.robustness_table import conclusion, curves, notes, over_repetitions, success_table
 from offmanifold.inference import sgd
 from offmanifold.models import lenet
 from offmanifold.progress import silent
@@ -143,6 +143,11 @@ def test_the_conclusion_is_the_paired_difference():
     assert "dropout network minus its ensemble: +0.100 ± 0.100;" in sentence
     assert "lower in 2 of 3 repetitions" in sentence
     assert "noise changes 0.050 of the network's labels" in sentence
+
+
+def test_the_notes_name_the_threshold_that_was_set(report):
+    assert any("p > 0.9" in note for note in report.notes)
+    assert any("p > 0.75" in note for note in notes(0.75))
 
 
 def test_a_report_of_part_of_the_cells_says_what_it_can():

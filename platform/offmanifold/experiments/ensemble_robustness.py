@@ -19,10 +19,10 @@ from offmanifold.experiments import figures
 from offmanifold.experiments.report import Report
 from offmanifold.experiments.reported import ENSEMBLE_ROBUSTNESS, GS_TABLE_4
 from offmanifold.experiments.robustness_table import (
-    NOTES,
     conclusion,
     curves,
     image_table,
+    notes,
     over_repetitions,
     success_table,
     uncertainty_table,
@@ -250,7 +250,7 @@ def summarise(config: Config, source: Source, results: Mapping[Attacked, Result]
             f"Share of labels that attacks change, {of_what}{source_of_paper}": success_table(summary, reported),
             f"Mean uncertainty in nats, {of_what}": uncertainty_table(summary),
         },
-        notes=NOTES,
+        notes=notes(config.judging.sure_above),
         conclusion=conclusion(rows) if config.members > 1 else [],
         tables={"rows": rows, "summary": summary, "images": images},
         figures={

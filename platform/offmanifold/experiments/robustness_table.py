@@ -15,14 +15,19 @@ NOISE = "random_sign"
 
 KEYS = ["model", "attack", "epsilon", "perturbation"]
 
-NOTES = (
+_NOTES = (
     "±: standard deviation over repetitions. [low, high]: of a single repetition, the 95 % Wilson interval over its images.",
     "changed: the mean prediction differs from the clean image's; by noise: the same for random signs at epsilon instead of the attack.",
-    "wrong: it differs from the truth; of correct: over those that were right when clean; confident: changed and sure (p > 0.9).",
+    "wrong: it differs from the truth; of correct: over those right when clean; confident: changed and sure (p > {sure_above:g}).",
 )
 
 Reports = Mapping[tuple[str, str, float], Reported]
 """(model, attack, epsilon) -> the paper's success in changing the label."""
+
+
+def notes(sure_above: float) -> list[str]:
+    """What the columns of the tables mean."""
+    return [note.format(sure_above=sure_above) for note in _NOTES]
 
 
 def over_repetitions(rows: pd.DataFrame) -> pd.DataFrame:

@@ -1,4 +1,4 @@
-"""Results on disk (or in a bucket), found again by their recipe: parquet for the table, safetensors for the arrays."""
+"""Results on disk, found again by their recipe: parquet for the table, safetensors for the arrays."""
 
 import json
 import os

@@ -73,8 +73,9 @@ def sweep(
     wanted = [cell for cell in possible if not artifacts.has(cell, fingerprint)]
     display = SweepDisplay(stage, total=len(cells), found=len(possible) - len(wanted), failed=len(failures))
     observer = _Observer(stage, wanted, fingerprint, run, display)
+    to_make = set(wanted)
     for cell in possible:
-        if cell not in wanted:
+        if cell not in to_make:
             observer.found(cell, artifacts.metrics(cell, fingerprint))
     try:
         if wanted:
