@@ -2,16 +2,20 @@
 
 import logging
 import os
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
+import boto3
 import pytest
 import torch
+from moto.server import ThreadedMotoServer
 
 from offmanifold import data
 from offmanifold.data import Dataset, Source
 from offmanifold.inference import METHODS, ensemble, mc_dropout, point, sgd
 from offmanifold.orchestration.session import ray
+from offmanifold.orchestration.storage import Storage
 
 torch.set_num_threads(1)
 
@@ -59,10 +63,31 @@ def labels(digits: Source) -> torch.Tensor:
 
 
 @pytest.fixture(scope="session")
-def cluster() -> Iterator[None]:
-    """One Ray cluster for all tests that need one: two CPUs and a logical GPU."""
-    ray.init(address="local", num_cpus=2, num_gpus=1, include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
-    yield
+def bucket() -> Iterator[str]:
+    """moto's S3 over HTTP, with a bucket: for this process, and all that it starts from now on."""
+    server = ThreadedMotoServer(port=0, verbose=False)
+    server.start()
+    address = f"http://127.0.0.1:{server.get_host_and_port()[1]}"
+    settings = {"AWS_ENDPOINT_URL": address, "AWS_ACCESS_KEY_ID": "tests", "AWS_SECRET_ACCESS_KEY": "tests", "AWS_REGION": "us-east-1"}
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in settings.items():
+            patch.setenv(name, value)
+        boto3.client("s3").create_bucket(Bucket="tests")
+        yield "s3://tests"
+    server.stop()
+
+
+@pytest.fixture(params=["folder", "bucket"])
+def storage(request, tmp_path, bucket) -> Storage:
+    """An empty storage root: what holds for a folder holds for a bucket."""
+    return Storage.open(str(tmp_path / "storage") if request.param == "folder" else f"{bucket}/{uuid.uuid4().hex}")
+
+
+@pytest.fixture(scope="session")
+def cluster(bucket) -> Iterator[str]:
+    """One Ray cluster for all tests that need one: two CPUs and two logical GPUs; its address."""
+    context = ray.init(address="local", num_cpus=2, num_gpus=2, include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
+    yield context.address_info["gcs_address"]
     ray.shutdown()
 
 

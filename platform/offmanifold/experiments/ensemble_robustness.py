@@ -21,6 +21,7 @@ from offmanifold.experiments.reported import ENSEMBLE_ROBUSTNESS, GS_TABLE_4
 from offmanifold.experiments.robustness_table import (
     conclusion,
     curves,
+    headline,
     image_table,
     notes,
     over_repetitions,
@@ -259,6 +260,8 @@ def summarise(config: Config, source: Source, results: Mapping[Attacked, Result]
             "examples": figures.examples(of_first_repetition, attack, epsilon),
         },
         metrics=curves(summary, reported),
+        headline=headline(summary, attack, epsilon),
+        columns=("images.train_images", "images.test_images", "members", "repetitions"),
     )
 
 

@@ -31,6 +31,10 @@ class Report:
     """In full, for parquet; the figures are drawn from them."""
     figures: Mapping[str, Figure]
     metrics: Sequence[Metric]
+    headline: Mapping[str, float]
+    """The few figures of a run that stand in a list of runs."""
+    columns: Sequence[str]
+    """Fields of the config (dotted) that stand beside them."""
 
     def __str__(self) -> str:
         tables = [f"{title}\n\n{table.to_string(index=False)}\n" for title, table in self.shown.items()]

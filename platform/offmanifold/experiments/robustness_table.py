@@ -108,21 +108,27 @@ def conclusion(rows: pd.DataFrame) -> list[str]:
 
 
 def curves(summary: pd.DataFrame, reported: Reports) -> list[Metric]:
-    """The points that MLflow compares: ``dropout.mim.changed`` and the like against epsilon in ten-thousandths, the paper's beside them."""
+    """The points that MLflow compares: ``changed/dropout.mim`` and the like against epsilon in ten-thousandths, the paper's beside them."""
     points = []
     for row in summary.to_dict("records"):
         name, step = f"{row['model']}.{row['attack']}", round(10_000 * row["epsilon"])
         if row["perturbation"] == row["attack"]:
             for figure in ("changed", "wrong", "confident", "predictive_entropy", "mutual_information"):
-                points.append(Metric(f"{name}.{figure}", row[figure], step))
+                points.append(Metric(f"{figure}/{name}", row[figure], step))
         elif row["perturbation"] == NOISE:
-            points.append(Metric(f"{name}.noise_changed", row["changed"], step))
+            points.append(Metric(f"noise_changed/{name}", row["changed"], step))
         elif row["perturbation"] == NO_PERTURBATION:
-            points.append(Metric(f"{row['model']}.clean_accuracy", 1 - row["wrong"], step))
+            points.append(Metric(f"clean_accuracy/{row['model']}", 1 - row["wrong"], step))
         paper = reported.get((row["model"], row["attack"], row["epsilon"]))
         if paper and row["perturbation"] == row["attack"]:
-            points.append(Metric(f"{name}.changed.reported", paper.value, step))
+            points.append(Metric(f"changed/{name}.reported", paper.value, step))
     return [point for point in points if point.value == point.value]
+
+
+def headline(summary: pd.DataFrame, attack: str, epsilon: float) -> dict[str, float]:
+    """The figures of a run in a list of runs: ``mim 0.175/changed dropout``, of every model at one attack and epsilon."""
+    rows = summary[(summary["attack"] == attack) & (summary["epsilon"] == epsilon) & (summary["perturbation"] == attack)]
+    return {f"{attack} {epsilon:g}/changed {row['model']}": row["changed"] for row in rows.to_dict("records")}
 
 
 def _grouped(summary: pd.DataFrame, reported: Reports) -> Iterator[Any]:

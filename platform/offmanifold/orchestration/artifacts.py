@@ -1,109 +1,164 @@
-"""Results on disk, found again by their recipe: parquet for the table, safetensors for the arrays."""
+"""Results found again by their recipe: made once, whatever runs at the same time; checked whenever they are read."""
 
+import hashlib
 import json
-import os
-import uuid
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from io import BytesIO
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from pyarrow import fs
 from safetensors.numpy import load as load_arrays
 from safetensors.numpy import save as save_arrays
 
-from offmanifold.orchestration.errors import JobError
+from offmanifold.orchestration.errors import StorageError
+from offmanifold.orchestration.locks import Wait
+from offmanifold.orchestration.storage import Storage
 from offmanifold.result import Cell, Result, recipe, recipe_key
 
-HEADER = "offmanifold"
+FORMAT = 2
+"""Of the files below; raised when an older offmanifold could not read them, or would misread them."""
+MANIFEST, TABLE, ARRAYS = "manifest.json", "table.parquet", "arrays.safetensors"
+ABREAST = 8
+"""Results that are looked at at the same time."""
+
+
+class Altered(Exception):
+    """A stored result is not what was written; the message names the file."""
 
 
 @dataclass(frozen=True)
 class Artifacts:
-    """A folder of results: ``<root>/recipes/<key>/{table.parquet, arrays.safetensors}``.
+    """Results under ``<root>/recipes/<key>/``: table.parquet, arrays.safetensors, and manifest.json.
 
-    The arrays file is written last, each file under another name first: a half-written result is never found.
+    The manifest (recipe, metrics, who made it, every file's size and SHA-256) is written last: a half-written result is never found.
     """
 
-    root: str
-    """Absolute path of a folder that every worker sees."""
+    storage: Storage
 
     def has(self, cell: Cell, fingerprint: str) -> bool:
-        """Is the result of this cell on this data there, and whole?"""
-        filesystem, path = self._locate(recipe_key(cell, fingerprint))
-        return bool(filesystem.get_file_info(f"{path}/arrays.safetensors").type == fs.FileType.File)
-
-    def save(self, cell: Cell, fingerprint: str, result: Result, provenance: Mapping[str, str]) -> None:
-        """Writes it, with its recipe, its metrics and where it was made (device, threads, versions) in the header."""
-        filesystem, path = self._locate(recipe_key(cell, fingerprint))
-        filesystem.create_dir(path, recursive=True)
-        table = BytesIO()
-        result.table.to_parquet(table, index=False)
-        # safetensors gives its arrays back in any order
-        header = {
-            "recipe": recipe(cell, fingerprint),
-            "metrics": dict(result.metrics),
-            "provenance": dict(provenance),
-            "order": list(result.arrays),
-        }
-        arrays = {name: np.ascontiguousarray(value) for name, value in result.arrays.items()}
-        _write(filesystem, f"{path}/table.parquet", table.getvalue())
-        _write(filesystem, f"{path}/arrays.safetensors", save_arrays(arrays, metadata={HEADER: json.dumps(header)}))
-
-    def load(self, cell: Cell, fingerprint: str) -> Result:
-        """The stored result."""
-        filesystem, path = self._locate(recipe_key(cell, fingerprint))
-        with filesystem.open_input_file(f"{path}/arrays.safetensors") as stream:
-            content = stream.readall()
-        with filesystem.open_input_file(f"{path}/table.parquet") as stream:
-            table = pd.read_parquet(BytesIO(stream.readall()))
-        header, arrays = _header(content), load_arrays(content)
-        return Result(table, {name: arrays[name] for name in header["order"]}, header["metrics"])
+        """Is the result of this cell on this data there? (Whether it is sound, ``faults`` and ``load`` find out.)"""
+        return self.storage.has(f"{folder(cell, fingerprint)}/{MANIFEST}")
 
     def metrics(self, cell: Cell, fingerprint: str) -> dict[str, float]:
         """The stored result's metrics alone."""
-        filesystem, path = self._locate(recipe_key(cell, fingerprint))
-        with filesystem.open_input_file(f"{path}/arrays.safetensors") as stream:
-            start = stream.read(8)
-            found: dict[str, float] = _header(start + stream.read(int.from_bytes(start, "little")))["metrics"]
-        return found
+        metrics: dict[str, float] = self._manifest(folder(cell, fingerprint))["metrics"]
+        return metrics
 
-    def _locate(self, key: str) -> tuple[fs.FileSystem, str]:
-        filesystem, path = fs.FileSystem.from_uri(self.root)
-        return filesystem, f"{path.rstrip('/')}/recipes/{key}"
+    def load(self, cell: Cell, fingerprint: str) -> Result:
+        """The stored result; ``Altered`` where a file is not what was written."""
+        place = folder(cell, fingerprint)
+        manifest = self._manifest(place)
+        arrays = load_arrays(self._content(place, ARRAYS, manifest))
+        table = pd.read_parquet(BytesIO(self._content(place, TABLE, manifest)))
+        return Result(table, {name: arrays[name] for name in manifest["arrays"]}, manifest["metrics"])  # safetensors returns any order
+
+    def fault(self, cell: Cell, fingerprint: str) -> str:
+        """What is wrong with a stored result, all of it read: nothing (``""``), or which file was altered."""
+        place = folder(cell, fingerprint)
+        try:
+            manifest = self._manifest(place)
+            for file in manifest["files"]:
+                self._content(place, file, manifest)
+        except Altered as altered:
+            return str(altered)
+        return ""
+
+    def present(self, cells: Iterable[Cell], fingerprint: str) -> set[Cell]:
+        """Those of the cells whose results are there."""
+        each = list(dict.fromkeys(cells))
+        with ThreadPoolExecutor(ABREAST) as pool:
+            return {cell for cell, there in zip(each, pool.map(lambda cell: self.has(cell, fingerprint), each), strict=True) if there}
+
+    def faults(self, cells: Sequence[Cell], fingerprint: str) -> dict[Cell, str]:
+        """Each cell that is there -> its ``fault``; those that are not there are left out."""
+
+        def look(cell: Cell) -> str | None:
+            return self.fault(cell, fingerprint) if self.has(cell, fingerprint) else None
+
+        with ThreadPoolExecutor(ABREAST) as pool:
+            return {cell: fault for cell, fault in zip(cells, pool.map(look, cells), strict=True) if fault is not None}
+
+    def find_or_make(
+        self, cell: Cell, fingerprint: str, make: Callable[[], Result], made: Mapping[str, str], wait: Wait
+    ) -> tuple[dict[str, float], bool]:
+        """The cell's metrics, and whether its result was there; a result that is missing or altered is made, by one worker at a time.
+
+        ``made``: who makes it, where and with what. ``wait`` is called now and then while another worker, of any run, makes it.
+        """
+        with self.storage.lock(recipe_key(cell, fingerprint), wait):
+            if self.has(cell, fingerprint) and not self.fault(cell, fingerprint):
+                return self.metrics(cell, fingerprint), True
+            started = time.time()
+            result = make()
+            self.save(cell, fingerprint, result, {**made, "at": f"{time.time():.0f}", "seconds": f"{time.time() - started:.1f}"})
+            return dict(result.metrics), False
+
+    def save(self, cell: Cell, fingerprint: str, result: Result, made: Mapping[str, str]) -> None:
+        """Writes a result, its manifest last."""
+        place = folder(cell, fingerprint)
+        table = BytesIO()
+        result.table.to_parquet(table, index=False)
+        contents = {
+            TABLE: table.getvalue(),
+            ARRAYS: save_arrays({name: np.ascontiguousarray(value) for name, value in result.arrays.items()}),
+        }
+        manifest = {
+            "format": FORMAT,
+            "name": cell.name,
+            "recipe": recipe(cell, fingerprint),
+            "metrics": dict(result.metrics),
+            "arrays": list(result.arrays),
+            "files": {file: {"bytes": len(content), "sha256": _hash(content)} for file, content in contents.items()},
+            "made": dict(made),
+        }
+        manifest["sha256"] = _hash_of(manifest)
+        self.storage.remove(f"{place}/{MANIFEST}")  # of a result that was altered: between two writes, it is not there
+        for file, content in contents.items():
+            self.storage.write(f"{place}/{file}", content)
+        self.storage.write(f"{place}/{MANIFEST}", json.dumps(manifest, indent=1).encode())
+
+    def _manifest(self, place: str) -> dict[str, Any]:
+        return read_manifest(self.storage, place)
+
+    def _content(self, place: str, file: str, manifest: Mapping[str, Any]) -> bytes:
+        try:
+            content = self.storage.read(f"{place}/{file}")
+        except FileNotFoundError:
+            raise Altered(f"{self.storage.where(place)}/{file} is missing") from None
+        if _hash(content) != manifest["files"][file]["sha256"]:
+            raise Altered(f"{self.storage.where(place)}/{file} is not what was written")
+        return content
 
 
-def prepare_storage(root: str) -> Path:
-    """The storage folder, made and tried out; ``JobError`` where it cannot be written, or would be lost."""
-    if "://" in root:
-        raise JobError(f"--storage {root}: a folder is needed, that every node sees; buckets are not supported yet")
-    if os.environ.get("RAY_ADDRESS") and not Path(root).expanduser().is_absolute():
-        raise JobError(f"--storage {root}: on a cluster an absolute path is needed; a submitted job's own folder is temporary")
-    folder = Path(root).expanduser().absolute()
+def folder(cell: Cell, fingerprint: str) -> str:
+    """Where a cell's result is, below the root."""
+    return f"recipes/{recipe_key(cell, fingerprint)}"
+
+
+def read_manifest(storage: Storage, place: str) -> dict[str, Any]:
+    """A result's manifest; ``Altered`` where it cannot be read, ``StorageError`` where another version of offmanifold wrote it."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / f".write-test-{uuid.uuid4().hex}"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise JobError(f"the storage folder {folder} cannot be written ({error.strerror}); name another with --storage") from error
-    return folder
+        manifest: dict[str, Any] = json.loads(storage.read(f"{place}/{MANIFEST}"))
+        written = manifest.pop("sha256")
+        if manifest["format"] != FORMAT:
+            raise StorageError(
+                f"{storage.where(place)} is of format {manifest['format']}, this offmanifold reads {FORMAT}: "
+                "use the offmanifold that wrote it, name another --storage, or remove that folder"
+            )
+    except (ValueError, TypeError, KeyError, AttributeError, FileNotFoundError):
+        written, manifest = None, {}
+    if written != _hash_of(manifest):
+        raise Altered(f"{storage.where(place)}/{MANIFEST} is not what was written")
+    return manifest
 
 
-def _header(content: bytes) -> dict[str, Any]:
-    """The JSON header that ``save`` put in front of the arrays."""
-    length = int.from_bytes(content[:8], "little")
-    header: dict[str, Any] = json.loads(json.loads(content[8 : 8 + length])["__metadata__"][HEADER])
-    return header
+def _hash_of(manifest: Mapping[str, Any]) -> str:
+    return _hash(json.dumps(manifest, sort_keys=True).encode())
 
 
-def _write(filesystem: fs.FileSystem, path: str, content: bytes) -> None:
-    local = isinstance(filesystem, fs.LocalFileSystem)  # a bucket's objects appear whole; a file does not
-    target = f"{path}.{uuid.uuid4().hex}.part" if local else path
-    with filesystem.open_output_stream(target) as stream:
-        stream.write(content)
-    if local:
-        filesystem.move(target, path)
+def _hash(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()

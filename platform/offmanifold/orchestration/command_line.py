@@ -19,8 +19,8 @@ from offmanifold.orchestration.session import Execution
 Config = TypeVar("Config")
 
 
-def parse(doc: str, presets: Mapping[str, Config], args: Sequence[str] | None = None) -> tuple[Config, Execution]:
-    """``[preset] [--field value ...]`` -> the experiment's config and how to execute it; without a preset, the first.
+def parse(doc: str, presets: Mapping[str, Config], args: Sequence[str] | None = None) -> tuple[Config, Execution, str]:
+    """``[preset] [--field value ...]`` -> the experiment's config, how to execute it, and the preset; without one, the first.
 
     A bad value ends the program with exit code 2 and one line that says which.
     """
@@ -46,7 +46,7 @@ def parse(doc: str, presets: Mapping[str, Config], args: Sequence[str] | None = 
         if stop.code:
             _refuse(_one_line(said.getvalue()))
         raise  # --help
-    return parsed.config, parsed.execution
+    return parsed.config, parsed.execution, preset
 
 
 def _one_line(box: str) -> str:

@@ -26,15 +26,34 @@ class SweepDisplay:
     running: dict[str, str] = field(default_factory=dict)
     """Name of a running trial -> the last that it said."""
     started: float = field(default_factory=time.monotonic)
+    others: set[str] = field(default_factory=set)
+    """Running trials whose results were found after all."""
     _last_done: float = 0.0
     """Seconds after the start at which a trial last ended: between two ends, the time left counts down."""
     _live: Live | None = None
     _printed: float = float("-inf")
 
+    def start(self, name: str) -> None:
+        """A trial has begun."""
+        self.running[name] = ""
+        self.update()
+
+    def say(self, name: str, words: str) -> None:
+        """What a trial says of itself."""
+        self.running[name] = words
+        self.update()
+
+    def found_meanwhile(self, name: str) -> None:
+        """A trial's result was made by another run."""
+        self.others.add(name)
+
     def finish(self, name: str, failed: bool = False) -> None:
         """A trial has ended."""
         self.running.pop(name, None)
-        self.done, self.failed = self.done + (not failed), self.failed + failed
+        if name in self.others and not failed:
+            self.found += 1
+        else:
+            self.done, self.failed = self.done + (not failed), self.failed + failed
         self._last_done = time.monotonic() - self.started
         self.update()
 
@@ -54,6 +73,10 @@ class SweepDisplay:
         if self._live is not None:
             self._live.stop()
         console.print(self.line())
+
+    def summary(self) -> str:
+        """``train: 10 made, 2 found, 0 failed, 1m20s``"""
+        return f"{self.stage}: {self.done} made, {self.found} found, {self.failed} failed, {_duration(time.monotonic() - self.started)}"
 
     def _lines(self) -> Text:
         said = [f"    {name}: {words}" for name, words in list(self.running.items()) if words]  # rich asks from a thread of its own

@@ -3,3 +3,13 @@
 
 class JobError(Exception):
     """A job cannot start or go on; the message says what, where and what to do."""
+
+
+class StorageError(JobError):
+    """The storage root cannot be read or written, or holds what this version cannot read: no trial can go on."""
+
+
+def first_line(error: BaseException) -> str:
+    """What an exception says, without what follows: for the brackets of a message of ours."""
+    lines = str(error).strip().splitlines()
+    return lines[0].strip() if lines else type(error).__name__

@@ -2,27 +2,30 @@
 
 import dataclasses
 import json
-import secrets
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from tempfile import TemporaryDirectory
+from typing import Generic, TypeVar
 
 import ray
 
 from offmanifold.data import DataError, Source
 from offmanifold.experiments.report import Report
-from offmanifold.orchestration.artifacts import Artifacts, prepare_storage
+from offmanifold.orchestration.artifacts import Altered, Artifacts
 from offmanifold.orchestration.command_line import parse
 from offmanifold.orchestration.display import console
 from offmanifold.orchestration.errors import JobError
-from offmanifold.orchestration.session import Execution, connect, versions
-from offmanifold.orchestration.sweep import SomeCell, sweep
-from offmanifold.orchestration.tracking import TrackedRun, Tracking, git_commit
-from offmanifold.orchestration.trial import Make
+from offmanifold.orchestration.provenance import git_commit, versions
+from offmanifold.orchestration.runs import open_run
+from offmanifold.orchestration.session import Execution, connect
+from offmanifold.orchestration.storage import Storage
+from offmanifold.orchestration.sweep import Sweeps
+from offmanifold.orchestration.tracking import Tracking
+from offmanifold.orchestration.trial import Make, SomeCell
 from offmanifold.result import Result
 
 Config = TypeVar("Config")
@@ -32,68 +35,78 @@ Config = TypeVar("Config")
 class Job(Generic[Config]):
     """One run of an experiment. ``load`` its data, ``sweep`` its stages, ``report`` what they say."""
 
-    name: str
+    experiment: str
+    preset: str
     config: Config
     execution: Execution
-    storage: Path
+    storage: Storage
     tracking: Tracking
     resources: ExitStack
     started: float = field(default_factory=time.monotonic)
     failures: dict[str, str] = field(default_factory=dict)
-    _source: Source | None = None
-    _shared: Any = None
-    _run: TrackedRun | None = None
-
-    @property
-    def folder(self) -> Path:
-        """Where the tables and figures of this run are written."""
-        return self.storage / "runs" / self.name
+    stages: list[str] = field(default_factory=list)
+    """What became of each stage, a line each."""
+    _sweeps: Sweeps | None = None
 
     def load(self, load: Callable[[Config], Source]) -> Source:
-        """The data, then Ray and MLflow's run: nothing is started before the data is known to be there."""
+        """The data, then Ray and the run: nothing is started before the data is known to be there."""
         source = load(self.config)
-        tags = {"data": source.name, "data.fingerprint": source.fingerprint, "git.commit": git_commit(), **versions()}
-        params = {"config": dataclasses.asdict(self.config), "execution": dataclasses.asdict(self.execution)}  # type: ignore[call-overload]
+        tags = {"preset": self.preset, "data": source.name, "data.fingerprint": source.fingerprint}
+        tags |= {"git.commit": git_commit(), "mlflow.source.git.commit": git_commit(), **versions()}
+        params = {"config": dataclasses.asdict(self.config), "data": source.fingerprint, "execution": dataclasses.asdict(self.execution)}  # type: ignore[call-overload]
         self.resources.enter_context(connect(self.execution))
-        self._run = self.resources.enter_context(self.tracking.run(self.name, params, tags))
-        self.folder.mkdir(parents=True)
-        (self.folder / "config.json").write_text(json.dumps(params, indent=2))
-        self._run.attach(self.folder / "config.json")
-        self._source, self._shared = source, ray.put(source)
-        console.print(f"{self.name}: {source.name}, {len(source.pool):,} images to train on, {len(source.test):,} to test on")
+        run = open_run(self.storage, self.tracking, self.execution.name, self.preset, params, tags, self.resources)
+        self.resources.enter_context(self.tracking.run(run.tracked))
+        self._sweeps = Sweeps(ray.put(source), source.fingerprint, Artifacts(self.storage), self.execution, run.folder, run.tracked)
+        if run.goes_on:
+            console.print(f"{run.folder.name} goes on: an earlier job began it")
+        else:
+            run.tracked.saw(source)
+            with TemporaryDirectory() as folder:
+                run.tracked.attach(_written(Path(folder) / "config.json", json.dumps(params, indent=1, default=str).encode()))
+        console.print(f"{run.folder.name}: {source.name}, {len(source.pool):,} images to train on, {len(source.test):,} to test on")
         return source
 
     def sweep(self, stage: str, make: Make[SomeCell], cells: Sequence[SomeCell]) -> Mapping[SomeCell, Result]:
         """Every cell's result, found or made in parallel; what failed is named at the end, and the job then fails."""
-        if self._run is None or self._source is None:
-            raise RuntimeError("load the data before the first sweep")
-        artifacts = Artifacts(str(self.storage))
-        scratch = self.storage / "tune" / self.name
-        outcome = sweep(stage, make, cells, self._shared, self._source.fingerprint, artifacts, self.execution, self._run, scratch)
+        outcome = self._begun().stage(stage, make, cells)
         self.failures |= outcome.failures
+        self.stages.append(outcome.summary)
         if not outcome.results:
             raise JobError(self._failed(f"nothing to go on with, all of {stage!r} failed"))
         return outcome.results
 
     def report(self, report: Report) -> None:
         """Prints the table and the conclusion; tables and figures become files and MLflow artifacts."""
-        if self._run is None:
-            raise RuntimeError("load the data before the report")
-        files = _write_report(report, self.folder)
+        sweeps = self._begun()
         console.print(f"\n{report}", markup=False)
-        self._run.curves(report.metrics)
-        self._run.attach(*files)
+        with TemporaryDirectory() as folder:
+            files = _write_report(report, Path(folder))
+            for file in files:
+                sweeps.folder.write(file.name, file.read_bytes())
+            sweeps.tracked.curves(report.metrics)
+            sweeps.tracked.log(report.headline)
+            sweeps.tracked.tag(**{"mlflow.note.content": f"```\n{str(report)[:4900]}\n```"})
+            self.tracking.save_view(list(report.headline), [f"config.{name}" for name in report.columns])
+            sweeps.tracked.attach(*files)
 
     def conclude(self) -> None:
-        """Says where everything is, and raises if a trial failed."""
-        console.print(f"results: {self.folder}   ({_minutes(time.monotonic() - self.started)})")
-        console.print(f"compare: mlflow ui --backend-store-uri {self.tracking.uri}   (experiment {self.tracking.experiment})")
+        """Says what ran and where everything is, and raises if a trial failed."""
+        console.print("\n" + "\n".join(self.stages), markup=False)
+        console.print(f"results: {self._begun().folder.where}   ({_minutes(time.monotonic() - self.started)})")
+        console.print(f"compare: mlflow ui --backend-store-uri {self.tracking.uri}   (experiment {self.tracking.experiment}, view offmanifold)")
         if self.failures:
             raise JobError(self._failed("the others are kept and reported"))
 
+    def _begun(self) -> Sweeps:
+        if self._sweeps is None:
+            raise RuntimeError("load the data first")
+        return self._sweeps
+
     def _failed(self, rest: str) -> str:
         lines = [f"  {name}: {error}" for name, error in self.failures.items()]
-        return "\n".join([f"{len(lines)} trial(s) failed, {rest}; tracebacks are under {self.storage / 'tune' / self.name}", *lines])
+        tracebacks = self.storage.where(self._begun().scratch)
+        return "\n".join([f"{len(lines)} trial(s) failed, {rest}; tracebacks are under {tracebacks}", *lines])
 
 
 @contextmanager
@@ -102,17 +115,16 @@ def start(doc: str | None, presets: Mapping[str, Config]) -> Iterator[Job[Config
 
     Exit code 0; 1 with the error's line when data, storage or MLflow are missing or a trial failed; 2 for a bad config; 130 for Ctrl-C.
     """
-    config, execution = parse(doc or "", presets)
+    config, execution, preset = parse(doc or "", presets)
     experiment = Path(sys.argv[0]).stem
     try:
-        storage = prepare_storage(execution.storage)
+        storage = Storage.open(execution.storage)
         tracking = Tracking.open(execution.tracking_uri, storage, experiment)
-        name = f"{experiment}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
         with ExitStack() as resources:
-            job = Job(name, config, execution, storage, tracking, resources)
+            job = Job(experiment, preset, config, execution, storage, tracking, resources)
             yield job
             job.conclude()
-    except (DataError, JobError) as error:
+    except (DataError, JobError, Altered) as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(1) from None
     except KeyboardInterrupt:
@@ -122,8 +134,7 @@ def start(doc: str | None, presets: Mapping[str, Config]) -> Iterator[Job[Config
 
 def _write_report(report: Report, folder: Path) -> list[Path]:
     """What is shown as text, every table as parquet, figures as PNG and PDF; the files."""
-    files = [folder / "report.txt"]
-    files[0].write_text(f"{report}\n")
+    files = [_written(folder / "report.txt", f"{report}\n".encode())]
     for name, table in report.tables.items():
         files.append(folder / f"{name}.parquet")
         table.to_parquet(files[-1], index=False, compression="zstd")
@@ -132,6 +143,11 @@ def _write_report(report: Report, folder: Path) -> list[Path]:
             files.append(folder / f"{name}.{ending}")
             figure.savefig(files[-1], dpi=150)
     return files
+
+
+def _written(file: Path, content: bytes) -> Path:
+    file.write_bytes(content)
+    return file
 
 
 def _minutes(seconds: float) -> str:

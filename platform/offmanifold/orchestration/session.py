@@ -2,22 +2,21 @@
 
 import logging
 import os
-import platform
+import re
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from typing import Any
 
 import ray
-import torch
 
-from offmanifold.orchestration.display import console
-from offmanifold.orchestration.errors import JobError
+from offmanifold.orchestration.errors import JobError, first_line
+from offmanifold.orchestration.resources import check_placement
 
 
-def _default_storage() -> str:
+def default_storage() -> str:
+    """OFFMANIFOLD_STORAGE, else ~/offmanifold."""
     return os.environ.get("OFFMANIFOLD_STORAGE", "~/offmanifold")
 
 
@@ -29,12 +28,16 @@ class Execution:
     """CPU cores a trial is given; torch uses as many threads."""
     gpus_per_trial: float = 0
     """GPUs a trial is given; a fraction shares one between trials."""
+    custom_resources: dict[str, float] = field(default_factory=dict)
+    """Other resources of the cluster that a trial is given, by name: ``--custom-resources big_memory 1``."""
     workers: int | None = None
     """Trials that may run at once; None: as many as the machine or cluster has room for."""
     retries: int = 2
     """How often a trial that fails is tried again."""
-    storage: str = field(default_factory=_default_storage)
-    """Folder for networks, tables and figures (OFFMANIFOLD_STORAGE, else ~/offmanifold)."""
+    name: str = ""
+    """Name of the run: started again, it goes on where it was. By default a run of the same config that was cut off goes on, else a new one."""
+    storage: str = field(default_factory=default_storage)
+    """Folder or s3://bucket/prefix for networks, tables and figures (OFFMANIFOLD_STORAGE, else ~/offmanifold)."""
     tracking_uri: str = field(default_factory=lambda: os.environ.get("MLFLOW_TRACKING_URI", ""))
     """MLflow server or store (MLFLOW_TRACKING_URI, else mlflow.db in the storage folder)."""
 
@@ -43,6 +46,15 @@ class Execution:
             raise ValueError(f"cpus_per_trial must be above 0 ({self.cpus_per_trial}), gpus_per_trial at least 0 ({self.gpus_per_trial})")
         if (self.workers is not None and self.workers < 1) or self.retries < 0:
             raise ValueError(f"workers must be at least 1 ({self.workers}), retries at least 0 ({self.retries})")
+        if self.gpus_per_trial > 1 and self.gpus_per_trial % 1:
+            raise ValueError(f"gpus_per_trial must be a share of one GPU or whole GPUs, not {self.gpus_per_trial:g}")
+        if not re.fullmatch(r"(\w[\w.-]*)?", self.name):
+            raise ValueError(f"name {self.name!r} must be of letters, digits, '-', '_' and '.': it names a folder")
+
+    @property
+    def trial(self) -> dict[str, float]:
+        """What one trial asks of Ray."""
+        return {"CPU": self.cpus_per_trial, "GPU": self.gpus_per_trial, **self.custom_resources}
 
 
 @contextmanager
@@ -55,12 +67,13 @@ def connect(execution: Execution) -> Iterator[None]:
             _reach(address)
             ray.init(**quiet)
         except (OSError, ValueError, RuntimeError) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise JobError(f"no Ray cluster can be joined at RAY_ADDRESS={address} ({reason}); start one, or unset it") from error
+            if "Version mismatch" in str(error):
+                raise JobError(f"the cluster at RAY_ADDRESS={address} runs other versions: {_versions_said(error)}; they must be equal") from error
+            raise JobError(f"no Ray cluster can be joined at RAY_ADDRESS={address} ({first_line(error)}); start one, or unset it") from error
     else:
         ray.init(address="local", include_dashboard=False, **quiet)
     try:
-        _check_placement(execution, may_grow=bool(address))
+        check_placement(execution.trial)
         yield
     finally:
         ray.shutdown()
@@ -73,36 +86,8 @@ def _reach(address: str) -> None:
         socket.create_connection((host, int(port)), timeout=10).close()
 
 
-def _check_placement(execution: Execution, may_grow: bool) -> None:
-    """``JobError`` where no trial could ever start; on a cluster, which may grow, a line that says what it waits for."""
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    for flag, name, wanted in (
-        ("--cpus-per-trial", "CPU", execution.cpus_per_trial),
-        ("--gpus-per-trial", "GPU", execution.gpus_per_trial),
-    ):
-        most = max(node.get(name, 0) for node in nodes)
-        if wanted > most and may_grow:
-            console.print(f"{flag} {wanted:g}: no node of the cluster has more than {most:g} {name}s; trials wait until one joins")
-        elif wanted > most:
-            raise JobError(
-                f"{flag} {wanted:g}: this machine has {most:g} {name}s, so no trial could ever start. "
-                "Ask for less, or name a cluster with RAY_ADDRESS."
-            )
-
-
-def versions() -> dict[str, str]:
-    """What a result was made with, by name."""
-    names = ("offmanifold", "ray", "torch", "numpy")
-    libraries = {f"version.{name}": version(name) for name in names}
-    return {**libraries, "version.python": platform.python_version(), "machine": platform.platform()}
-
-
-def take_resources(cpus: float) -> torch.device:
-    """Inside a trial: as many torch threads as CPUs, and the device: the GPU that Ray gave, or the CPU where CUDA is absent.
-
-    On a GPU, convolutions are deterministic and in float32: TF32 has the mantissa of half precision.
-    """
-    torch.set_num_threads(max(1, int(cpus)))
-    torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
-    return torch.device("cuda" if ray.get_gpu_ids() and torch.cuda.is_available() else "cpu")
+def _versions_said(error: Exception) -> str:
+    """``Ray 2.59.0, Python 3.11.7; here Ray 2.60.0, Python 3.11.7``."""
+    said = re.findall(r"(Ray|Python): (\S+)", str(error))
+    words = [f"{name} {number}" for name, number in said]
+    return f"{', '.join(words[:2])}; here {', '.join(words[2:])}"

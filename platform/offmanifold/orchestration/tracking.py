@@ -4,9 +4,11 @@ One writer, so that a local sqlite store is safe, and workers need neither MLflo
 """
 
 import contextlib
+import json
 import logging
+import os
 import sqlite3
-import subprocess
+import sys
 import time
 import urllib.error
 import urllib.request
@@ -16,15 +18,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mlflow.entities import Metric, Param, RunTag
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 from sqlalchemy.exc import SQLAlchemyError
 
+from offmanifold.data import Source
 from offmanifold.experiments.report import Metric as Point
-from offmanifold.orchestration.errors import JobError
+from offmanifold.orchestration.errors import JobError, first_line
+from offmanifold.orchestration.storage import Storage
 
-PARENT_TAG = "mlflow.parentRunId"
+PARENT, RECIPE, STORAGE = "mlflow.parentRunId", "recipe", "storage"
+"""Tags: a trial's job; what a job or trial computes; where its results are."""
+VIEW = "mlflow.sharedViewState.offmanifold"
+"""The experiment's tag in which MLflow's UI keeps a saved view."""
 
 
 @dataclass(frozen=True)
@@ -37,34 +44,33 @@ class Tracking:
     uri: str
 
     @classmethod
-    def open(cls, uri: str, storage: Path, experiment: str) -> "Tracking":
+    def open(cls, uri: str, storage: Storage, experiment: str) -> "Tracking":
         """Finds or makes the experiment, and writes to the store once; ``JobError`` where that fails: before work, not after."""
         for name in ("alembic", "mlflow"):
             logging.getLogger(name).setLevel(logging.CRITICAL)  # their tracebacks end in our one line
-        uri = uri or f"sqlite:///{storage / 'mlflow.db'}"
+        uri = uri or default_uri(storage)
         served = uri.startswith(("http://", "https://"))
         if served:
             _reach(uri)
+        path = Path(uri.removeprefix("sqlite:///").partition("?")[0]) if uri.startswith("sqlite:///") else None
         try:
-            if uri.startswith("sqlite:///"):
-                _open_sqlite(uri.removeprefix("sqlite:///").partition("?")[0])
+            if path:
+                _open_sqlite(path)
             client = MlflowClient(uri)
             found = client.get_experiment_by_name(experiment)
             if found:
                 identifier = found.experiment_id
             else:  # a server knows where its artifacts go; any other store would put them into the current folder
-                artifacts = None if served else (storage / "mlflow-artifacts").as_uri()
-                identifier = client.create_experiment(experiment, artifact_location=artifacts)
-            client.set_experiment_tag(identifier, "offmanifold", "1")
+                place = (path.absolute().parent / "mlflow-artifacts").as_uri() if path else storage.where("mlflow-artifacts")
+                identifier = client.create_experiment(experiment, artifact_location=None if served else place)
+            client.set_experiment_tag(identifier, "mlflow.experimentKind", "custom_model_development")
         except (MlflowException, SQLAlchemyError, sqlite3.Error, OSError) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise JobError(f"MLflow's store {uri} cannot be used ({reason}); name another with --tracking-uri") from error
+            raise JobError(f"MLflow's store {uri} cannot be used ({first_line(error)}); name another with --tracking-uri") from error
         return cls(client, experiment, identifier, uri)
 
     @contextmanager
-    def run(self, name: str, params: Mapping[str, Any], tags: Mapping[str, str]) -> Iterator["TrackedRun"]:
+    def run(self, run: "TrackedRun") -> Iterator["TrackedRun"]:
         """A job's run; it ends as FINISHED, FAILED or KILLED, whatever happens inside."""
-        run = self.start(name, params, tags)
         try:
             yield run
         except KeyboardInterrupt:
@@ -78,9 +84,49 @@ class Tracking:
 
     def start(self, name: str, params: Mapping[str, Any], tags: Mapping[str, str]) -> "TrackedRun":
         """A run with these params and tags."""
-        run_id = self.client.create_run(self.experiment_id, run_name=name, tags=dict(tags)).info.run_id
+        run_id = self.client.create_run(self.experiment_id, run_name=name, tags={**_source_tags(), **tags}).info.run_id
         self.client.log_batch(run_id, params=[Param(key, str(value)) for key, value in flatten(params).items()])
         return TrackedRun(self, run_id)
+
+    def reopen(self, run_id: str, tags: Mapping[str, str]) -> "TrackedRun":
+        """A run that goes on, with these tags in place of what they were."""
+        run = TrackedRun(self, run_id)
+        self.client.update_run(run_id, status="RUNNING")
+        run.tag(**{"error": "", **tags})
+        return run
+
+    def jobs(self, recipe: str = "", storage: str = "", name: str = "", unfinished: bool = False) -> list[Run]:
+        """Jobs' runs (not trials'), the youngest first: of this recipe, in this storage, of this name, not ended well."""
+        wanted = [f"tags.`{tag}` = '{value}'" for tag, value in ((RECIPE, recipe), (STORAGE, storage)) if value]
+        wanted += [f"attributes.run_name = '{name}'"] if name else []
+        wanted += ["attributes.status != 'FINISHED'"] if unfinished else []
+        return [run for run in self.search(" and ".join(wanted)) if PARENT not in run.data.tags]
+
+    def search(self, condition: str) -> Iterator[Run]:
+        """All runs of the experiment that meet MLflow's condition, the youngest first."""
+        token: str | None = ""
+        while token is not None:
+            page = self.client.search_runs(
+                [self.experiment_id], condition, max_results=1000, order_by=["attributes.start_time DESC"], page_token=token or None
+            )
+            yield from page
+            token = page.token or None
+
+    def save_view(self, metrics: Sequence[str], params: Sequence[str]) -> None:
+        """The columns of MLflow's list of runs, as its saved view *offmanifold*; those of earlier runs stay."""
+        columns = [f"attributes.`{name}`" for name in ("Dataset", "Duration", "Version")]
+        columns += [f"params.`{name}`" for name in params] + [f"metrics.`{name}`" for name in metrics]
+        tags = self.client.get_experiment(self.experiment_id).tags
+        earlier: list[str] = []
+        with contextlib.suppress(KeyError, ValueError):
+            earlier = json.loads(json.loads(tags[VIEW])["state"])["selectedColumns"]
+        for chosen in ([*earlier, *columns], columns):
+            state = {"orderByKey": "attributes.start_time", "orderByAsc": False, "selectedColumns": list(dict.fromkeys(chosen))}
+            now = int(time.time() * 1000)
+            view = json.dumps({"name": "offmanifold", "createdAt": now, "updatedAt": now, "state": json.dumps(state)})
+            if len(view) <= 5000:  # MLflow's limit of a tag
+                self.client.set_experiment_tag(self.experiment_id, VIEW, view)
+                return
 
 
 @dataclass(frozen=True)
@@ -92,7 +138,18 @@ class TrackedRun:
 
     def child(self, name: str, params: Mapping[str, Any], tags: Mapping[str, str]) -> "TrackedRun":
         """A trial's run, below this one."""
-        return self.tracking.start(name, params, {**tags, PARENT_TAG: self.run_id})
+        return self.tracking.start(name, params, {**tags, PARENT: self.run_id})
+
+    def children(self, stage: str) -> dict[str, Run]:
+        """The trials' runs of a stage, by name: of a job that goes on."""
+        found = self.tracking.search(f"tags.`{PARENT}` = '{self.run_id}' and tags.stage = '{stage}'")
+        return {run.info.run_name: run for run in found}
+
+    def saw(self, source: Source) -> None:
+        """The data, in MLflow's column for it."""
+        profile = json.dumps({"images to train on": len(source.pool), "images to test on": len(source.test)})
+        data = Dataset(source.name, source.fingerprint[:36], "local", json.dumps({"uri": source.name}), profile=profile)
+        self.tracking.client.log_inputs(self.run_id, [DatasetInput(data, [InputTag("mlflow.data.context", "experiment")])])
 
     def log(self, metrics: Mapping[str, float], step: int = 0) -> None:
         """Figures at a step."""
@@ -109,8 +166,7 @@ class TrackedRun:
             try:
                 self.tracking.client.log_artifact(self.run_id, str(file))
             except (MlflowException, OSError) as error:
-                reason = str(error).strip().splitlines()[0]
-                raise JobError(f"MLflow's store {self.tracking.uri} cannot keep {file.name} ({reason}); it is in {file.parent}") from error
+                raise JobError(f"MLflow's store {self.tracking.uri} cannot keep {file.name} ({first_line(error)})") from error
 
     def curves(self, points: Sequence[Point]) -> None:
         """Metrics with steps; ``JobError`` where MLflow does not take them."""
@@ -120,13 +176,20 @@ class TrackedRun:
             for start in range(0, len(metrics), 1000):  # MLflow's limit a batch
                 self.tracking.client.log_batch(self.run_id, metrics=metrics[start : start + 1000])
         except MlflowException as error:
-            raise JobError(f"MLflow's store {self.tracking.uri} did not take the report's metrics ({error})") from error
+            raise JobError(f"MLflow's store {self.tracking.uri} did not take the report's metrics ({first_line(error)})") from error
 
     def end(self, status: str, error: str = "") -> None:
         """FINISHED, FAILED or KILLED."""
         if error:
             self.tag(error=error[:5000])
         self.tracking.client.set_terminated(self.run_id, status)
+
+
+def default_uri(storage: Storage) -> str:
+    """``mlflow.db`` in the storage folder; a bucket can hold no database."""
+    if storage.is_bucket:
+        raise JobError(f"--storage {storage.root} is a bucket, which can hold no MLflow store: name one with --tracking-uri (a server's address)")
+    return f"sqlite:///{storage.where('mlflow.db')}"
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -137,22 +200,12 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def git_commit() -> str:
-    """The commit of the package that runs, with ``+changes`` where files differ from it; ``unknown`` where it is not in a checkout."""
-    package = Path(__file__).parent
-
-    def git(*arguments: str) -> str:
-        done = subprocess.run(["git", *arguments], cwd=package, capture_output=True, text=True, check=True, timeout=10)
-        return done.stdout.strip()
-
-    try:
-        git("ls-files", "--error-unmatch", __file__)  # installed into another project's checkout, it has no commit
-        return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain") else "")
-    except (OSError, subprocess.SubprocessError):
-        return "unknown"
+def _source_tags() -> dict[str, str]:
+    """What fills MLflow's column *Source*."""
+    return {"mlflow.source.name": Path(sys.argv[0]).name, "mlflow.source.type": "JOB" if "RAY_JOB_ID" in os.environ else "LOCAL"}
 
 
-def _open_sqlite(path: str) -> None:
+def _open_sqlite(path: Path) -> None:
     """MLflow would try to open a store that cannot be opened for a minute and a half."""
     with contextlib.closing(sqlite3.connect(path)) as connection:
         connection.execute("PRAGMA user_version").fetchone()

@@ -1,19 +1,24 @@
 """What runs in a worker: one cell. Only the driver knows MLflow."""
 
+import gc
 import time
 from collections.abc import Mapping, Sequence
-from typing import Protocol, TypeVar
+from dataclasses import dataclass
+from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 from ray import tune
 
 from offmanifold.data import Source
 from offmanifold.orchestration.artifacts import Artifacts
-from offmanifold.orchestration.session import take_resources, versions
+from offmanifold.orchestration.errors import StorageError
+from offmanifold.orchestration.provenance import versions
+from offmanifold.orchestration.resources import take_resources
 from offmanifold.progress import Progress
 from offmanifold.result import Cell, Result
 
 Cell_contra = TypeVar("Cell_contra", bound=Cell, contravariant=True)
+SomeCell = TypeVar("SomeCell", bound=Cell)
 
 REPORT_EVERY = 1.0
 """Seconds between two messages of a trial to the driver; what happens between them goes with the next."""
@@ -26,29 +31,58 @@ class Make(Protocol[Cell_contra]):
         """The cell's result, from the data and the results of its inputs."""
 
 
-def trial(
-    params: Mapping[str, int],
-    make: Make[Cell],
-    cells: Sequence[Cell],
-    source: Source,
-    fingerprint: str,
-    artifacts: Artifacts,
-    cpus: float,
-) -> None:
-    """In a worker: one cell, from its inputs' artifacts to its own. The source's pixels are the object store's, not a copy."""
-    cell = cells[params["cell"]]
-    device = take_resources(cpus)
+@dataclass(frozen=True)
+class Plan(Generic[SomeCell]):
+    """What all trials of a stage share."""
+
+    make: Make[SomeCell]
+    cells: Sequence[SomeCell]
+    fingerprint: str
+    artifacts: Artifacts
+    cpus: float
+    run: str
+    """The run that the results are made for."""
+
+
+def trial(params: Mapping[str, int], plan: Plan[Cell], source: Source) -> None:
+    """In a worker: one cell, from its inputs' artifacts to its own. The source's pixels are the object store's, not a copy.
+
+    What it reports: ``news``, (step, metrics) in their order; ``says``, words for the display; ``found``, another run has made it meanwhile;
+    ``storage``, an error that every other trial would meet too.
+    """
+    cell = plan.cells[params["cell"]]
+    device = take_resources(plan.cpus)
     said, news = 0.0, []
+
+    def report(**more: Any) -> None:
+        tune.report({"news": news.copy(), **more})
+        news.clear()
 
     def progress(step: int, metrics: Mapping[str, float]) -> None:
         nonlocal said
         news.append((step, dict(metrics)))
         if time.monotonic() - said >= REPORT_EVERY:
             said = time.monotonic()
-            tune.report({"news": news.copy()})
-            news.clear()
+            report()
 
-    inputs = [artifacts.load(needed, fingerprint) for needed in cell.inputs]
-    result = make(cell, source, inputs, device, progress)
-    artifacts.save(cell, fingerprint, result, {"device": str(device), "threads": str(torch.get_num_threads()), **versions()})
-    tune.report({"news": [*news, (0, dict(result.metrics))]})
+    def make() -> Result:
+        inputs = [plan.artifacts.load(needed, plan.fingerprint) for needed in cell.inputs]
+        return plan.make(cell, source, inputs, device, progress)
+
+    made = {"run": plan.run, "device": str(device), "threads": str(torch.get_num_threads()), **versions()}
+    try:
+        metrics, found = plan.artifacts.find_or_make(
+            cell, plan.fingerprint, make, made, wait=lambda: report(says="waits for another run that makes it")
+        )
+        news.append((0, metrics))
+        report(found=found)
+    except StorageError as error:
+        report(storage=str(error))
+    finally:
+        _release()
+
+
+def _release() -> None:
+    """The worker's next trial starts with the memory of the first: what is unreachable is freed, and the GPU's cache given back."""
+    gc.collect()
+    torch.cuda.empty_cache()

@@ -1,0 +1,72 @@
+"""What a trial asks for, whether any machine has it, and how a worker takes what it was given."""
+
+import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+import ray
+import torch
+
+from offmanifold.orchestration.display import console
+from offmanifold.orchestration.errors import JobError
+
+
+def check_placement(trial: Mapping[str, float]) -> None:
+    """``JobError`` where no machine that is there, or that the autoscaler could start, has room for one trial.
+
+    Ray would wait for ever. Where a machine must be started first, a line says what is waited for.
+    """
+    nodes = [_named(node["Resources"]) for node in ray.nodes() if node["Alive"]]
+    if any(_fits(trial, node) for node in nodes):
+        return
+    groups = _startable()
+    able = [name for name, resources in groups.items() if _fits(trial, resources)]
+    wanted = _words({name: amount for name, amount in trial.items() if amount})
+    if able:
+        console.print(f"no machine has {wanted} for a trial yet; the autoscaler can start: {', '.join(able)}")
+        return
+    there = ", ".join(f"{count} x ({words})" for words, count in sorted(Counter(_words(node) for node in nodes).items()))
+    could = f"; the autoscaler can start {', '.join(f'{name} ({_words(group)})' for name, group in groups.items())}" if groups else ""
+    raise JobError(
+        f"a trial asks for {wanted}, and no machine has that: there is {there}{could}. Ask for less "
+        "(--cpus-per-trial, --gpus-per-trial, --custom-resources), or name another cluster with RAY_ADDRESS"
+    )
+
+
+def take_resources(cpus: float) -> torch.device:
+    """Inside a trial: as many threads as CPUs, and the device: the GPU that Ray gave, or the CPU where CUDA is absent.
+
+    A trial without a GPU is kept from seeing any: Ray hides none from it. torch's count is set; JAX, which reads its environment when it is first
+    used, heeds NPROC alone. On a GPU, convolutions are deterministic and in float32: TF32 has the mantissa of half precision.
+    """
+    threads = max(1, int(cpus))
+    torch.set_num_threads(threads)
+    os.environ["NPROC"] = str(threads)
+    if not ray.get_gpu_ids():
+        os.environ["CUDA_VISIBLE_DEVICES"], os.environ["JAX_PLATFORMS"] = "", "cpu"
+    torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    return torch.device("cuda" if ray.get_gpu_ids() and torch.cuda.is_available() else "cpu")
+
+
+def _startable() -> dict[str, dict[str, float]]:
+    """Types of machine that the cluster's autoscaler may start -> what one has; empty where there is no autoscaler."""
+    from ray._private.state import state  # the only place that tells
+
+    config = state.get_cluster_config()
+    groups = config.node_group_configs if config else []
+    return {group.name: _named(group.resources) for group in groups if group.max_count}
+
+
+def _fits(trial: Mapping[str, float], node: Mapping[str, float]) -> bool:
+    return all(amount <= node.get(name, 0) for name, amount in trial.items())
+
+
+def _named(resources: Mapping[str, float]) -> dict[str, float]:
+    """Without memory, and what Ray adds to name a machine."""
+    return {name: amount for name, amount in resources.items() if "memory" not in name and ":" not in name}
+
+
+def _words(resources: Mapping[str, float]) -> str:
+    order: Sequence[str] = sorted(resources, key=lambda name: (name != "CPU", name != "GPU", name))
+    return ", ".join(f"{resources[name]:g} {name}" for name in order) or "nothing"

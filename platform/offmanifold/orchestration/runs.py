@@ -1,0 +1,128 @@
+"""A job's run: its name, its folder, which results it uses, and that it goes on where it was cut off."""
+
+import hashlib
+import json
+import secrets
+import time
+from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+from offmanifold.orchestration.errors import JobError
+from offmanifold.orchestration.locks import Held
+from offmanifold.orchestration.storage import Storage
+from offmanifold.orchestration.tracking import RECIPE, STORAGE, TrackedRun, Tracking, flatten
+
+CONFIG, RECIPES = "config.json", "recipes.json"
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """``<root>/runs/<experiment>/<name>/``: config.json, recipes.json (the results that it uses), and its report's files."""
+
+    storage: Storage
+    experiment: str
+    name: str
+
+    @property
+    def path(self) -> str:
+        """Below the root."""
+        return f"runs/{self.experiment}/{self.name}"
+
+    @property
+    def where(self) -> str:
+        """What a person calls it."""
+        return self.storage.where(self.path)
+
+    def claim(self, until: ExitStack) -> bool:
+        """Takes the right to be this run, until the stack is closed; false where another job has it."""
+        try:
+            until.enter_context(self.storage.lock(f"run-{self.experiment}-{self.name}"))
+        except Held:
+            return False
+        return True
+
+    def config(self) -> dict[str, Any]:
+        """What it was started with; empty for a run that is not there."""
+        try:
+            config: dict[str, Any] = json.loads(self.storage.read(f"{self.path}/{CONFIG}"))
+            return config
+        except FileNotFoundError:
+            return {}
+
+    def write(self, file: str, content: bytes) -> None:
+        """One of its files."""
+        self.storage.write(f"{self.path}/{file}", content)
+
+    def refer(self, stage: str, keys: Iterable[str]) -> None:
+        """Notes which results a stage uses, before it makes any: pruning leaves them alone."""
+        self.write(RECIPES, json.dumps({**references(self.storage, self.path), stage: sorted(keys)}, indent=1).encode())
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A run that this job may write."""
+
+    folder: RunFolder
+    tracked: TrackedRun
+    goes_on: bool
+    """Was it begun by an earlier job?"""
+
+
+def references(storage: Storage, path: str) -> dict[str, list[str]]:
+    """Stage -> keys of the results that the run in this folder uses."""
+    try:
+        found: dict[str, list[str]] = json.loads(storage.read(f"{path}/{RECIPES}"))
+        return found
+    except FileNotFoundError:
+        return {}
+
+
+def open_run(
+    storage: Storage,
+    tracking: Tracking,
+    name: str,
+    preset: str,
+    params: Mapping[str, Any],
+    tags: Mapping[str, str],
+    until: ExitStack,
+) -> Opened:
+    """The run of this name; without a name, the last of the same config and data that did not end well; else a new one.
+
+    ``params``: config, data and execution; the first two decide what is computed. It is this job's until the stack is closed. ``JobError`` where
+    the name's run has another config, or is being run.
+    """
+    decides = {part: params[part] for part in ("config", "data")}
+    recipe = hashlib.sha256(json.dumps(decides, sort_keys=True, default=str).encode()).hexdigest()[:20]
+    tags = {**tags, RECIPE: recipe, STORAGE: storage.root}
+    if name:
+        folder = RunFolder(storage, tracking.experiment, name)
+        if not folder.claim(until):
+            raise JobError(f"a job named {name} is running, in {storage.root}; wait for it, or choose another --name")
+        _check_same(folder, decides)
+        earlier = tracking.jobs(name=name, storage=storage.root)[:1]
+    else:
+        for earlier in ([run] for run in tracking.jobs(recipe, storage.root, unfinished=True)):
+            folder = RunFolder(storage, tracking.experiment, earlier[0].info.run_name)
+            if folder.claim(until):
+                break
+        else:
+            folder, earlier = RunFolder(storage, tracking.experiment, f"{preset}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"), []
+            folder.claim(until)
+    folder.write(CONFIG, json.dumps(params, indent=1, default=str).encode())
+    if earlier:
+        return Opened(folder, tracking.reopen(earlier[0].info.run_id, tags), goes_on=True)
+    return Opened(folder, tracking.start(folder.name, params, tags), goes_on=False)
+
+
+def _check_same(folder: RunFolder, decides: Mapping[str, Any]) -> None:
+    """One name, one config: ``JobError`` says where they differ."""
+    earlier = folder.config()
+    if not earlier:
+        return
+    there, here = flatten({name: earlier.get(name) for name in decides}), flatten(json.loads(json.dumps(decides, default=str)))
+    differing = [f"{name} is {there.get(name)} there and {here.get(name)} here" for name in {**there, **here} if there.get(name) != here.get(name)]
+    if differing:
+        more = f", and {len(differing) - 3} more" if len(differing) > 3 else ""
+        raise JobError(f"{folder.where} is of another config: {'; '.join(differing[:3])}{more}. Choose another --name")

@@ -1,0 +1,148 @@
+"""Bytes under a root that every worker sees: a folder, or a bucket (``s3://``)."""
+
+import os
+import uuid
+from contextlib import AbstractContextManager, suppress
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+from pyarrow import fs
+
+from offmanifold.orchestration import locks
+from offmanifold.orchestration.errors import StorageError, first_line
+
+
+class Entry(NamedTuple):
+    """A stored file."""
+
+    name: str
+    """Below the root: ``recipes/KEY/table.parquet``."""
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Storage:
+    """A root, and names below it. A file appears whole or not at all; ``StorageError`` says what the root did not take."""
+
+    root: str
+    """Absolute path of a folder, or ``s3://bucket/prefix``."""
+
+    @classmethod
+    def open(cls, root: str) -> "Storage":
+        """The root, made where it is missing, and tried out; ``StorageError`` where it cannot be written or would be lost."""
+        if "://" in root:
+            storage = cls(_checked_bucket(root))
+        elif os.environ.get("RAY_ADDRESS") and not Path(root).expanduser().is_absolute():
+            raise StorageError(f"--storage {root}: on a cluster an absolute path is needed; a submitted job's own folder is temporary")
+        else:
+            storage = cls(str(Path(root).expanduser().absolute()))
+        probe = f"write-test-{uuid.uuid4().hex}"
+        if storage.is_bucket:
+            storage._try_lock(probe)
+        storage.write(probe, b"x")
+        storage.remove(probe)
+        return storage
+
+    @property
+    def is_bucket(self) -> bool:
+        """Is it an object store, not a folder?"""
+        return "://" in self.root
+
+    def where(self, name: str) -> str:
+        """What a person calls the place."""
+        return f"{self.root}/{name}"
+
+    def arrow(self) -> tuple[fs.FileSystem, str]:
+        """pyarrow's file system and the root's path in it, for libraries that write by themselves."""
+        return _open(self.root)
+
+    def read(self, name: str) -> bytes:
+        """A file's content; ``FileNotFoundError`` where there is none."""
+        filesystem, root = self.arrow()
+        try:
+            with filesystem.open_input_file(f"{root}/{name}") as stream:
+                content: bytes = stream.readall()
+                return content
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            raise StorageError(f"{self.where(name)} cannot be read ({first_line(error)})") from error
+
+    def write(self, name: str, content: bytes) -> None:
+        """Writes a file: whole, or not at all."""
+        try:
+            if self.is_bucket:  # an object appears when its upload is complete
+                filesystem, root = self.arrow()
+                with filesystem.open_output_stream(f"{root}/{name}") as stream:
+                    stream.write(content)
+            else:
+                _replace(Path(self.where(name)), content)
+        except OSError as error:
+            reason = os.strerror(error.errno) if error.errno else first_line(error)
+            raise StorageError(f"the storage {self.root} does not take {name} ({reason}); make room, or name another with --storage") from error
+
+    def has(self, name: str) -> bool:
+        """Is there such a file?"""
+        filesystem, root = self.arrow()
+        return bool(filesystem.get_file_info(f"{root}/{name}").type == fs.FileType.File)
+
+    def files(self, folder: str) -> list[Entry]:
+        """All files below a folder, in the order of their names."""
+        filesystem, root = self.arrow()
+        found = filesystem.get_file_info(fs.FileSelector(f"{root}/{folder}", allow_not_found=True, recursive=True))
+        return sorted(Entry(info.path.removeprefix(f"{root}/"), info.size) for info in found if info.type == fs.FileType.File)
+
+    def remove(self, name: str) -> None:
+        """A file, or a folder with all that is in it; nothing where there is none."""
+        filesystem, root = self.arrow()
+        is_file = self.has(name)
+        with suppress(FileNotFoundError):
+            (filesystem.delete_file if is_file else filesystem.delete_dir)(f"{root}/{name}")
+
+    def lock(self, name: str, wait: locks.Wait | None = None) -> AbstractContextManager[None]:
+        """One holder of a name at a time, over all processes and machines that see this root; ended with its process, however that ends.
+
+        Without ``wait``, ``locks.Held`` is raised where another holds it; else it is waited for, ``wait`` being called now and then.
+        """
+        if self.is_bucket:
+            bucket, _, prefix = self.root.removeprefix("s3://").partition("/")
+            return locks.of_bucket(bucket, f"{prefix}/locks/{name}".lstrip("/"), wait)
+        return locks.of_folder(Path(self.root) / "locks" / name, wait)
+
+    def _try_lock(self, name: str) -> None:
+        """Fast and clear where the bucket is not there or not ours; and a store that ignores conditions would make everything twice."""
+        with self.lock(name), suppress(locks.Held), self.lock(name):
+            raise StorageError(f"--storage {self.root}: this object store ignores conditional writes (If-None-Match), which locks need")
+
+
+@cache
+def _open(root: str) -> tuple[fs.FileSystem, str]:
+    filesystem, path = fs.FileSystem.from_uri(root)
+    return filesystem, path.rstrip("/")
+
+
+def _checked_bucket(root: str) -> str:
+    """The root without a slash at its end."""
+    scheme, _, path = root.partition("://")
+    if scheme != "s3" or not path.strip("/"):
+        raise StorageError(f"--storage {root}: a folder or s3://bucket/prefix is needed")
+    if "?" in path:
+        raise StorageError(f"--storage {root}: name the endpoint and region by AWS_ENDPOINT_URL and AWS_REGION, not in the address")
+    return root.rstrip("/")
+
+
+def _replace(path: Path, content: bytes) -> None:
+    """On disk before it has its name; what was written of it is removed if that fails."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.name}.{uuid.uuid4().hex}.part")
+    try:
+        with part.open("wb") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        part.replace(path)
+    except OSError:
+        part.unlink(missing_ok=True)
+        raise
