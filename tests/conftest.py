@@ -65,6 +65,7 @@ def labels(digits: Source) -> torch.Tensor:
 @pytest.fixture(scope="session")
 def bucket() -> Iterator[str]:
     """moto's S3 over HTTP, with a bucket: for this process, and all that it starts from now on."""
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # a line a request
     server = ThreadedMotoServer(port=0, verbose=False)
     server.start()
     address = f"http://127.0.0.1:{server.get_host_and_port()[1]}"

@@ -34,7 +34,9 @@ class Thing:
 
 
 def result(value=0.25):
-    return Result(pd.DataFrame({"epoch": [1, 2], "loss": [value, float("nan")], "model": ["a", "b"]}), {"w": np.arange(5.0)}, {"loss": value})
+    return Result(
+        pd.DataFrame({"epoch": [1, 2], "loss": [value, float("nan")], "model": ["a", "b"]}), {"w": np.arange(5.0)}, {"loss": value}
+    )
 
 
 def files(artifacts, cell):
@@ -129,7 +131,9 @@ def test_a_result_of_another_version_is_named_and_left_alone(artifacts):
     name = f"{folder(Thing(), 'data')}/manifest.json"
     manifest = json.loads(artifacts.storage.read(name)) | {"format": 99}
     artifacts.storage.write(name, json.dumps(manifest).encode())
-    with pytest.raises(StorageError, match=rf"{folder(Thing(), 'data')} is of format 99, this offmanifold reads \d+: use the offmanifold that wrote"):
+    with pytest.raises(
+        StorageError, match=rf"{folder(Thing(), 'data')} is of format 99, this offmanifold reads \d+: use the offmanifold that wrote"
+    ):
         artifacts.find_or_make(Thing(), "data", result, MADE, wait=lambda: None)
     assert json.loads(artifacts.storage.read(name))["format"] == 99
 

@@ -158,10 +158,10 @@ def test_a_report_of_part_of_the_cells_says_what_it_can():
 def test_curves_hold_the_paper_s_points_and_no_nan():
     rows = planted({"dropout": [0.3, 0.5]}).assign(mutual_information=np.nan)
     points = {(point.name, point.step): point.value for point in curves(over_repetitions(rows), ENSEMBLE_ROBUSTNESS)}
-    assert points["dropout.mim.changed", 1000] == pytest.approx(0.4)
-    assert points["dropout.mim.changed.reported", 1000] == 0.37
-    assert points["dropout.mim.noise_changed", 1000] == pytest.approx(0.05)
-    assert points["dropout.clean_accuracy", 1000] == 1.0
+    assert points["changed/dropout.mim", 1000] == pytest.approx(0.4)
+    assert points["changed/dropout.mim.reported", 1000] == 0.37
+    assert points["noise_changed/dropout.mim", 1000] == pytest.approx(0.05)
+    assert points["clean_accuracy/dropout", 1000] == 1.0
     assert not [name for name, _ in points if "mutual_information" in name]
 
 

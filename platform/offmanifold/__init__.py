@@ -12,6 +12,7 @@ Imports go one way: a module imports what stands in its own line or above it (``
     inference               data + model -> posterior
     uncertainty             measures of log_probs
     result                  what a computation is (a cell) and what it gives (a result)
+    grid                    many cells: by product, by list
     attacks                 what is ascended (losses), what is allowed (threat), how (gradient, noise)
     evaluation              success, intervals
     experiments             one file = one question

@@ -5,7 +5,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -25,6 +25,9 @@ class Cell(Protocol):
     @property
     def inputs(self) -> Sequence["Cell"]:
         """The cells whose results are needed; they are fields too, so that a change in them is a change in this one."""
+
+
+SomeCell = TypeVar("SomeCell", bound=Cell)
 
 
 @dataclass(frozen=True)

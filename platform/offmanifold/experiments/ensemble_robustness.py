@@ -28,6 +28,7 @@ from offmanifold.experiments.robustness_table import (
     success_table,
     uncertainty_table,
 )
+from offmanifold.grid import product
 from offmanifold.inference import Posterior, mc_dropout, point, sgd
 from offmanifold.inference.ensemble import Ensemble
 from offmanifold.inference.mc_dropout import McDropout
@@ -180,13 +181,15 @@ def load(config: Config) -> Source:
 
 def members(config: Config) -> list[Member]:
     """Every network of every repetition."""
-    images = config.images
-    return [
-        Member(repetition, kind, index, images.train_images, images.validation_images, config.network, config.training, config.seed)
-        for repetition in range(config.repetitions)
-        for kind in KINDS
-        for index in range(config.members)
-    ]
+    return product(
+        Member,
+        {"repetition": range(config.repetitions), "kind": KINDS, "index": range(config.members)},
+        train_images=config.images.train_images,
+        validation_images=config.images.validation_images,
+        network=config.network,
+        training=config.training,
+        seed=config.seed,
+    )
 
 
 def attacked(config: Config) -> list[Attacked]:
@@ -194,13 +197,13 @@ def attacked(config: Config) -> list[Attacked]:
     networks: dict[tuple[int, str], tuple[Member, ...]] = {}
     for member in members(config):
         networks[member.repetition, member.kind] = (*networks.get((member.repetition, member.kind), ()), member)
-    return [
-        Attacked(repetition, kind + suffix, attack, epsilon, of_model, config.judging, config.images.test_images, config.seed)
+    models = [
+        {"repetition": repetition, "model": kind + suffix, "members": of_model}
         for (repetition, kind), group in networks.items()
         for suffix, of_model in (("_ensemble", group), ("", group[:1]))
-        for attack in config.attacks
-        for epsilon in config.epsilons
     ]
+    how = {"judging": config.judging, "test_images": config.images.test_images, "seed": config.seed}
+    return [cell for model in models for cell in product(Attacked, {"attack": config.attacks, "epsilon": config.epsilons}, **model, **how)]
 
 
 def train(cell: Member, source: Source, inputs: Sequence[Result], device: torch.device, progress: Progress) -> Result:

@@ -17,7 +17,7 @@ from safetensors.numpy import save as save_arrays
 from offmanifold.orchestration.errors import StorageError
 from offmanifold.orchestration.locks import Wait
 from offmanifold.orchestration.storage import Storage
-from offmanifold.result import Cell, Result, recipe, recipe_key
+from offmanifold.result import Cell, Result, SomeCell, recipe, recipe_key
 
 FORMAT = 2
 """Of the files below; raised when an older offmanifold could not read them, or would misread them."""
@@ -67,16 +67,16 @@ class Artifacts:
             return str(altered)
         return ""
 
-    def present(self, cells: Iterable[Cell], fingerprint: str) -> set[Cell]:
+    def present(self, cells: Iterable[SomeCell], fingerprint: str) -> set[SomeCell]:
         """Those of the cells whose results are there."""
         each = list(dict.fromkeys(cells))
         with ThreadPoolExecutor(ABREAST) as pool:
             return {cell for cell, there in zip(each, pool.map(lambda cell: self.has(cell, fingerprint), each), strict=True) if there}
 
-    def faults(self, cells: Sequence[Cell], fingerprint: str) -> dict[Cell, str]:
+    def faults(self, cells: Sequence[SomeCell], fingerprint: str) -> dict[SomeCell, str]:
         """Each cell that is there -> its ``fault``; those that are not there are left out."""
 
-        def look(cell: Cell) -> str | None:
+        def look(cell: SomeCell) -> str | None:
             return self.fault(cell, fingerprint) if self.has(cell, fingerprint) else None
 
         with ThreadPoolExecutor(ABREAST) as pool:

@@ -25,8 +25,8 @@ from offmanifold.orchestration.session import Execution, connect
 from offmanifold.orchestration.storage import Storage
 from offmanifold.orchestration.sweep import Sweeps
 from offmanifold.orchestration.tracking import Tracking
-from offmanifold.orchestration.trial import Make, SomeCell
-from offmanifold.result import Result
+from offmanifold.orchestration.trial import Make
+from offmanifold.result import Result, SomeCell
 
 Config = TypeVar("Config")
 
@@ -94,7 +94,9 @@ class Job(Generic[Config]):
         """Says what ran and where everything is, and raises if a trial failed."""
         console.print("\n" + "\n".join(self.stages), markup=False)
         console.print(f"results: {self._begun().folder.where}   ({_minutes(time.monotonic() - self.started)})")
-        console.print(f"compare: mlflow ui --backend-store-uri {self.tracking.uri}   (experiment {self.tracking.experiment}, view offmanifold)")
+        console.print(
+            f"compare: mlflow ui --backend-store-uri {self.tracking.uri}   (experiment {self.tracking.experiment}, view offmanifold)"
+        )
         if self.failures:
             raise JobError(self._failed("the others are kept and reported"))
 

@@ -1,7 +1,7 @@
 """One maker at a time: a lock of the file system for a folder, a lease for a bucket.
 
-A folder's lock (flock) ends with its process. A bucket has no such thing: a lease is an object that its holder writes anew every few seconds,
-by conditional requests alone; one that has not changed for ``LEASE`` seconds, or whose process is seen to be gone, is taken over.
+A folder's lock (flock) ends with its process. A bucket has no such thing: a lease is an object that its holder writes anew every few
+seconds, by conditional requests alone; one that has not changed for ``LEASE`` seconds, or whose process is seen to be gone, is taken over.
 """
 
 import json

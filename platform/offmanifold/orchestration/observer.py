@@ -14,7 +14,7 @@ from offmanifold.orchestration.tracking import RECIPE, TrackedRun
 from offmanifold.result import Cell, recipe_key
 
 
-class Observer(tune.Callback, tune.Stopper):  # type: ignore[misc]
+class Observer(tune.Callback, tune.Stopper):
     """Tune's callback, and its stopper: where one trial finds that nothing can be stored, the others need not try."""
 
     def __init__(self, stage: str, cells: Sequence[Cell], fingerprint: str, run: TrackedRun, display: SweepDisplay) -> None:

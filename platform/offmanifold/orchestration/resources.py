@@ -36,8 +36,8 @@ def check_placement(trial: Mapping[str, float]) -> None:
 def take_resources(cpus: float) -> torch.device:
     """Inside a trial: as many threads as CPUs, and the device: the GPU that Ray gave, or the CPU where CUDA is absent.
 
-    A trial without a GPU is kept from seeing any: Ray hides none from it. torch's count is set; JAX, which reads its environment when it is first
-    used, heeds NPROC alone. On a GPU, convolutions are deterministic and in float32: TF32 has the mantissa of half precision.
+    A trial without a GPU is kept from seeing any: Ray hides none from it. torch's count is set; JAX, which reads its environment when it is
+    first used, heeds NPROC alone. On a GPU, convolutions are deterministic and in float32: TF32 has the mantissa of half precision.
     """
     threads = max(1, int(cpus))
     torch.set_num_threads(threads)

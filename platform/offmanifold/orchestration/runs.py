@@ -90,8 +90,8 @@ def open_run(
 ) -> Opened:
     """The run of this name; without a name, the last of the same config and data that did not end well; else a new one.
 
-    ``params``: config, data and execution; the first two decide what is computed. It is this job's until the stack is closed. ``JobError`` where
-    the name's run has another config, or is being run.
+    ``params``: config, data and execution; the first two decide what is computed. The run is this job's until the stack is closed.
+    ``JobError`` where the name's run has another config, or is being run.
     """
     decides = {part: params[part] for part in ("config", "data")}
     recipe = hashlib.sha256(json.dumps(decides, sort_keys=True, default=str).encode()).hexdigest()[:20]
@@ -108,7 +108,10 @@ def open_run(
             if folder.claim(until):
                 break
         else:
-            folder, earlier = RunFolder(storage, tracking.experiment, f"{preset}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"), []
+            folder, earlier = (
+                RunFolder(storage, tracking.experiment, f"{preset}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"),
+                [],
+            )
             folder.claim(until)
     folder.write(CONFIG, json.dumps(params, indent=1, default=str).encode())
     if earlier:
@@ -122,7 +125,9 @@ def _check_same(folder: RunFolder, decides: Mapping[str, Any]) -> None:
     if not earlier:
         return
     there, here = flatten({name: earlier.get(name) for name in decides}), flatten(json.loads(json.dumps(decides, default=str)))
-    differing = [f"{name} is {there.get(name)} there and {here.get(name)} here" for name in {**there, **here} if there.get(name) != here.get(name)]
+    differing = [
+        f"{name} is {there.get(name)} there and {here.get(name)} here" for name in {**there, **here} if there.get(name) != here.get(name)
+    ]
     if differing:
         more = f", and {len(differing) - 3} more" if len(differing) > 3 else ""
         raise JobError(f"{folder.where} is of another config: {'; '.join(differing[:3])}{more}. Choose another --name")

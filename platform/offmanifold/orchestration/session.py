@@ -35,7 +35,7 @@ class Execution:
     retries: int = 2
     """How often a trial that fails is tried again."""
     name: str = ""
-    """Name of the run: started again, it goes on where it was. By default a run of the same config that was cut off goes on, else a new one."""
+    """Name of the run: started again, it goes on. By default, one of the same config that was cut off goes on, else a new one."""
     storage: str = field(default_factory=default_storage)
     """Folder or s3://bucket/prefix for networks, tables and figures (OFFMANIFOLD_STORAGE, else ~/offmanifold)."""
     tracking_uri: str = field(default_factory=lambda: os.environ.get("MLFLOW_TRACKING_URI", ""))
@@ -68,8 +68,12 @@ def connect(execution: Execution) -> Iterator[None]:
             ray.init(**quiet)
         except (OSError, ValueError, RuntimeError) as error:
             if "Version mismatch" in str(error):
-                raise JobError(f"the cluster at RAY_ADDRESS={address} runs other versions: {_versions_said(error)}; they must be equal") from error
-            raise JobError(f"no Ray cluster can be joined at RAY_ADDRESS={address} ({first_line(error)}); start one, or unset it") from error
+                raise JobError(
+                    f"the cluster at RAY_ADDRESS={address} runs other versions: {_versions_said(error)}; they must be equal"
+                ) from error
+            raise JobError(
+                f"no Ray cluster can be joined at RAY_ADDRESS={address} ({first_line(error)}); start one, or unset it"
+            ) from error
     else:
         ray.init(address="local", include_dashboard=False, **quiet)
     try:

@@ -81,7 +81,9 @@ class Storage:
                 _replace(Path(self.where(name)), content)
         except OSError as error:
             reason = os.strerror(error.errno) if error.errno else first_line(error)
-            raise StorageError(f"the storage {self.root} does not take {name} ({reason}); make room, or name another with --storage") from error
+            raise StorageError(
+                f"the storage {self.root} does not take {name} ({reason}); make room, or name another with --storage"
+            ) from error
 
     def has(self, name: str) -> bool:
         """Is there such a file?"""

@@ -21,8 +21,8 @@ from offmanifold.orchestration.observer import Observer
 from offmanifold.orchestration.runs import RunFolder
 from offmanifold.orchestration.session import Execution
 from offmanifold.orchestration.tracking import TrackedRun
-from offmanifold.orchestration.trial import Make, Plan, SomeCell, trial
-from offmanifold.result import Cell, Result, recipe_key
+from offmanifold.orchestration.trial import Make, Plan, trial
+from offmanifold.result import Cell, Result, SomeCell, recipe_key
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,9 @@ class Sweeps:
                 observer.found(cell, self.artifacts.metrics(cell, self.fingerprint))
         try:
             if wanted:
-                self._run_trials(stage, Plan(make, wanted, self.fingerprint, self.artifacts, self.execution.cpus_per_trial, self.folder.name), observer)
+                self._run_trials(
+                    stage, Plan(make, wanted, self.fingerprint, self.artifacts, self.execution.cpus_per_trial, self.folder.name), observer
+                )
         finally:
             display.close()
             failures |= observer.close()
@@ -107,7 +109,9 @@ class Sweeps:
         made = {cell: None for cell in possible if cell in present and cell.name not in failures}
         for cell in wanted:
             if cell.name in observer.completed and cell not in made:
-                failures[cell.name] = f"its result is not in {self.artifacts.storage.root}: on several nodes that must be a folder which all of them see"
+                failures[cell.name] = (
+                    f"its result is not in {self.artifacts.storage.root}: on several nodes that must be a folder which all of them see"
+                )
             elif cell not in made and cell.name not in failures:
                 raise KeyboardInterrupt  # Tune takes Ctrl-C as a wish to end the sweep in good order
         return Outcome(Stored(made, self.artifacts, self.fingerprint), failures, display.summary())
@@ -115,13 +119,14 @@ class Sweeps:
     def _run_trials(self, stage: str, plan: Plan[SomeCell], observer: Observer) -> None:
         resources = {"cpu": self.execution.cpus_per_trial, "gpu": self.execution.gpus_per_trial, **self.execution.custom_resources}
         filesystem, root = self.artifacts.storage.arrow()
+        name = f"{stage}-{time.strftime('%Y%m%d-%H%M%S')}"
         try:
             tune.Tuner(
                 tune.with_resources(tune.with_parameters(trial, plan=plan, source=self.source), resources),
                 param_space={"cell": tune.grid_search(list(range(len(plan.cells))))},
                 tune_config=tune.TuneConfig(reuse_actors=True, max_concurrent_trials=self.execution.workers or 0),
                 run_config=tune.RunConfig(
-                    name=f"{stage}-{time.strftime('%Y%m%d-%H%M%S')}",
+                    name=name,
                     storage_path=f"{root}/{self.scratch}",
                     storage_filesystem=filesystem,
                     failure_config=tune.FailureConfig(max_failures=self.execution.retries),
@@ -132,6 +137,8 @@ class Sweeps:
             ).fit()
         except OSError as error:  # Tune's own files
             raise StorageError(f"the storage {self.artifacts.storage.root} does not take Tune's files ({first_line(error)})") from error
+        if not observer.failed:
+            self.artifacts.storage.remove(f"{self.scratch}/{name}")  # no traceback in it
 
 
 def _check_names(stage: str, cells: Sequence[Cell]) -> None:

@@ -65,7 +65,8 @@ class Tracking:
                 identifier = client.create_experiment(experiment, artifact_location=None if served else place)
             client.set_experiment_tag(identifier, "mlflow.experimentKind", "custom_model_development")
         except (MlflowException, SQLAlchemyError, sqlite3.Error, OSError) as error:
-            raise JobError(f"MLflow's store {uri} cannot be used ({first_line(error)}); name another with --tracking-uri") from error
+            reason = first_line(error).replace("<database_uri>", uri)  # in its advice on a store of another version
+            raise JobError(f"MLflow's store {uri} cannot be used ({reason}); name another with --tracking-uri") from error
         return cls(client, experiment, identifier, uri)
 
     @contextmanager
@@ -188,7 +189,9 @@ class TrackedRun:
 def default_uri(storage: Storage) -> str:
     """``mlflow.db`` in the storage folder; a bucket can hold no database."""
     if storage.is_bucket:
-        raise JobError(f"--storage {storage.root} is a bucket, which can hold no MLflow store: name one with --tracking-uri (a server's address)")
+        raise JobError(
+            f"--storage {storage.root} is a bucket, which can hold no MLflow store: name one with --tracking-uri (a server's address)"
+        )
     return f"sqlite:///{storage.where('mlflow.db')}"
 
 

@@ -15,10 +15,9 @@ from offmanifold.orchestration.errors import StorageError
 from offmanifold.orchestration.provenance import versions
 from offmanifold.orchestration.resources import take_resources
 from offmanifold.progress import Progress
-from offmanifold.result import Cell, Result
+from offmanifold.result import Cell, Result, SomeCell
 
 Cell_contra = TypeVar("Cell_contra", bound=Cell, contravariant=True)
-SomeCell = TypeVar("SomeCell", bound=Cell)
 
 REPORT_EVERY = 1.0
 """Seconds between two messages of a trial to the driver; what happens between them goes with the next."""
@@ -47,12 +46,13 @@ class Plan(Generic[SomeCell]):
 def trial(params: Mapping[str, int], plan: Plan[Cell], source: Source) -> None:
     """In a worker: one cell, from its inputs' artifacts to its own. The source's pixels are the object store's, not a copy.
 
-    What it reports: ``news``, (step, metrics) in their order; ``says``, words for the display; ``found``, another run has made it meanwhile;
-    ``storage``, an error that every other trial would meet too.
+    What it reports: ``news``, (step, metrics) in their order; ``says``, words for the display; ``found``, whether another run has made it
+    meanwhile; ``storage``, an error that every other trial would meet too.
     """
     cell = plan.cells[params["cell"]]
     device = take_resources(plan.cpus)
-    said, news = 0.0, []
+    said = 0.0
+    news: list[tuple[int, dict[str, float]]] = []
 
     def report(**more: Any) -> None:
         tune.report({"news": news.copy(), **more})

@@ -1,0 +1,183 @@
+"""``offmanifold list | prune | forget | collect``: what is stored, how large it is, who made it; and what no run needs any more."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import pandas as pd
+import tyro
+
+from offmanifold.orchestration.artifacts import MANIFEST, Altered, read_manifest
+from offmanifold.orchestration.collect import collect
+from offmanifold.orchestration.display import console
+from offmanifold.orchestration.errors import JobError
+from offmanifold.orchestration.locks import Held
+from offmanifold.orchestration.runs import CONFIG, RunFolder, references
+from offmanifold.orchestration.session import default_storage
+from offmanifold.orchestration.storage import Storage
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A result in storage."""
+
+    key: str
+    bytes: int
+    name: str
+    """Of the cell; what is wrong with it, for one that is not whole."""
+    made: dict[str, str]
+    """By which run, when, in how many seconds; empty for one that is not whole."""
+    runs: tuple[str, ...]
+    """Runs that use it, ``experiment/name``."""
+
+
+def kept(storage: Storage) -> list[Kept]:
+    """All results, whole or not, with the runs that use them."""
+    sizes: dict[str, int] = {}
+    for entry in storage.files("recipes"):
+        key = entry.name.split("/")[1]
+        sizes[key] = sizes.get(key, 0) + entry.bytes
+    users: dict[str, list[str]] = {}
+    for folder in run_folders(storage):
+        for key in {key for keys in references(storage, folder.path).values() for key in keys}:
+            users.setdefault(key, []).append(f"{folder.experiment}/{folder.name}")
+    return [Kept(key, size, *_said(storage, key), tuple(users.get(key, ()))) for key, size in sizes.items()]
+
+
+def run_folders(storage: Storage) -> Iterator[RunFolder]:
+    """All runs of a storage."""
+    for entry in storage.files("runs"):
+        if entry.name.endswith(f"/{CONFIG}"):
+            _, experiment, name, _ = entry.name.split("/")
+            yield RunFolder(storage, experiment, name)
+
+
+def list_results(storage: str = default_storage()) -> None:
+    """Every stored result: how large it is, which run made it and when, and how many runs use it.
+
+    Args:
+        storage: Folder or s3://bucket/prefix (OFFMANIFOLD_STORAGE, else ~/offmanifold).
+    """
+    found = kept(_existing(storage))
+    if found:
+        console.print(pd.DataFrame([_line(result) for result in found]).to_string(index=False), markup=False)
+    unused = [result for result in found if not result.runs]
+    console.print(f"{len(found)} results, {_size(found)}; {len(unused)} of them, {_size(unused)}, are used by no run (offmanifold prune)")
+
+
+def prune(storage: str = default_storage(), yes: bool = False) -> None:
+    """Removes the results that no run uses, and what is left of half-written ones. A run counts while its folder is under runs/.
+
+    Args:
+        storage: Folder or s3://bucket/prefix (OFFMANIFOLD_STORAGE, else ~/offmanifold).
+        yes: Remove them; without it, only say which they are.
+    """
+    place = _existing(storage)
+    unused = [result for result in kept(place) if not result.runs]
+    removed = []
+    for result in unused:
+        if yes:
+            try:
+                with place.lock(result.key):  # nobody is making it
+                    place.remove(f"recipes/{result.key}")
+            except Held:
+                console.print(f"{result.key}: is being made; left", markup=False)
+                continue
+        removed.append(result)
+        console.print(f"{result.key}  {result.name}", markup=False)
+    said = "removed" if yes else "would be removed; add --yes"
+    console.print(f"{len(removed)} results, {_size(removed)}: {said}" if removed else "every result is used by a run")
+
+
+def forget(runs: Annotated[tuple[str, ...], tyro.conf.Positional], storage: str = default_storage()) -> None:
+    """Removes runs' folders (tables, figures); their results stay until they are pruned, MLflow's records stay.
+
+    Args:
+        runs: Runs, as EXPERIMENT/NAME: folders under runs/.
+        storage: Folder or s3://bucket/prefix (OFFMANIFOLD_STORAGE, else ~/offmanifold).
+    """
+    place = _existing(storage)
+    there = {f"{folder.experiment}/{folder.name}": folder for folder in run_folders(place)}
+    if unknown := [run for run in runs if run not in there]:
+        raise JobError(f"{place.root} has no run {', '.join(unknown)}; there are: {', '.join(there) or 'none'}")
+    for run in runs:
+        with ExitStack() as until:
+            if not there[run].claim(until):
+                raise JobError(f"{run} is running")
+            place.remove(there[run].path)
+            place.remove(f"tune/{run}")
+        console.print(f"{run}: forgotten", markup=False)
+
+
+def collect_to(experiment: Annotated[str, tyro.conf.Positional], to: Path, where: str = "", tracking_uri: str = "") -> None:
+    """Writes what MLflow holds of an experiment's trials as one table: a row a trial, its run's config, its parameters and metrics.
+
+    Args:
+        experiment: Name of the experiment: of the job's script.
+        to: File to write, .parquet or .csv.
+        where: MLflow's condition on trials: "params.model = 'dropout'".
+        tracking_uri: MLflow server or store (MLFLOW_TRACKING_URI, else mlflow.db in the storage folder).
+    """
+    if to.suffix not in (".parquet", ".csv"):
+        raise JobError(f"--to {to}: a .parquet or .csv file is needed")
+    table = collect(experiment, where=where, uri=tracking_uri)
+    if to.suffix == ".csv":
+        table.to_csv(to, index=False)
+    else:
+        table.astype({name: str for name in table if table[name].map(type).isin([tuple, list, dict]).any()}).to_parquet(to, index=False)
+    console.print(f"{len(table)} trials: {to}", markup=False)
+
+
+def main() -> None:
+    """The program ``offmanifold``."""
+    commands: dict[str, Any] = {"list": list_results, "prune": prune, "forget": forget, "collect": collect_to}
+    try:
+        tyro.extras.subcommand_cli_from_dict(commands, description=__doc__)
+    except JobError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(1) from None
+
+
+def _existing(root: str) -> Storage:
+    """The storage, tried out; one that is not there is not made."""
+    if "://" not in root and not Path(root).expanduser().is_dir():
+        raise JobError(f"--storage {root}: there is no such folder")
+    return Storage.open(root)
+
+
+def _said(storage: Storage, key: str) -> tuple[str, dict[str, str]]:
+    if not storage.has(f"recipes/{key}/{MANIFEST}"):
+        return "(half-written)", {}
+    try:
+        manifest = read_manifest(storage, f"recipes/{key}")
+    except (Altered, JobError) as error:
+        return f"({error})", {}
+    return manifest["name"], manifest["made"]
+
+
+def _line(result: Kept) -> dict[str, str]:
+    at = pd.Timestamp(int(result.made["at"]), unit="s").strftime("%Y-%m-%d %H:%M") if result.made else ""
+    return {
+        "result": result.key,
+        "name": result.name,
+        "size": _bytes(result.bytes),
+        "made by": result.made.get("run", ""),
+        "at (UTC)": at,
+        "seconds": result.made.get("seconds", ""),
+        "used by": f"{len(result.runs)} runs" if len(result.runs) != 1 else result.runs[0],
+    }
+
+
+def _size(results: list[Kept]) -> str:
+    return _bytes(sum(result.bytes for result in results))
+
+
+def _bytes(number: float) -> str:
+    for unit in ("B", "kB", "MB", "GB"):
+        if number < 1000 or unit == "GB":
+            break
+        number /= 1000
+    return f"{number:.3g} {unit}"

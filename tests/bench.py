@@ -1,0 +1,65 @@
+"""What the sweeps' tests share: cells that are quickly made, and a place to sweep them in."""
+
+import sys
+import uuid
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import pandas as pd
+import ray
+import torch
+
+from offmanifold.orchestration.artifacts import Artifacts
+from offmanifold.orchestration.runs import RunFolder
+from offmanifold.orchestration.session import Execution
+from offmanifold.orchestration.sweep import Sweeps
+from offmanifold.orchestration.tracking import Tracking
+from offmanifold.result import Result
+
+ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import what tests import
+
+
+@dataclass(frozen=True)
+class Squared:
+    """A cell that is quickly made."""
+
+    RECIPE_VERSION: ClassVar[int] = 1
+
+    number: int
+    of: tuple["Squared", ...] = ()
+
+    @property
+    def inputs(self):
+        return self.of
+
+    @property
+    def name(self):
+        return f"square of {self.number}"
+
+
+def square(cell, source, inputs, device, progress):
+    """Says where it was computed, too."""
+    progress(1, {"halfway": 0.5})
+    value = cell.number**2 + sum(result.arrays["value"].item() for result in inputs)
+    table = pd.DataFrame({"number": [cell.number], "images": [len(source.pool)], "threads": [torch.get_num_threads()]})
+    return Result(table.assign(device=str(device), gpus=str(ray.get_gpu_ids())), {"value": np.array([value])}, {"value": float(value)})
+
+
+def values(outcome):
+    """What was computed, by name."""
+    return {cell.name: result.arrays["value"].item() for cell, result in outcome.results.items()}
+
+
+@dataclass
+class Bench:
+    """A storage with an MLflow store; every sweep is a run of its own."""
+
+    artifacts: Artifacts
+    tracking: Tracking
+
+    def sweep(self, make, cells, source, stage="stage", **execution):
+        folder = RunFolder(self.artifacts.storage, self.tracking.experiment, f"run-{uuid.uuid4().hex[:8]}")
+        run = self.tracking.start(folder.name, {}, {})
+        sweeps = Sweeps(ray.put(source), source.fingerprint, self.artifacts, Execution(**execution), folder, run)
+        return sweeps.stage(stage, make, cells), run

@@ -1,0 +1,78 @@
+"""Where trials can be placed, and clusters that cannot be joined: said before work starts."""
+
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+import ray
+from ray.core.generated import autoscaler_pb2
+
+from offmanifold.orchestration.errors import JobError
+from offmanifold.orchestration.resources import check_placement
+from offmanifold.orchestration.session import Execution, connect
+
+
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        ({"cpus_per_trial": 3}, "a trial asks for 3 CPU, and no machine has that: there is 1 x (2 CPU, 2 GPU)"),
+        ({"gpus_per_trial": 3}, "a trial asks for 1 CPU, 3 GPU, and no machine has that: there is 1 x (2 CPU, 2 GPU)"),
+        (
+            {"custom_resources": {"big_memory": 1}},
+            "a trial asks for 1 CPU, 1 big_memory, and no machine has that: there is 1 x (2 CPU, 2 GPU)",
+        ),
+    ],
+)
+def test_a_trial_that_no_machine_has_room_for_is_refused_with_what_there_is(cluster, asked, words):
+    check_placement(Execution(cpus_per_trial=2, gpus_per_trial=0.5).trial)
+    with pytest.raises(JobError) as error:
+        check_placement(Execution(**asked).trial)
+    assert str(error.value).startswith(words)
+    assert "--cpus-per-trial, --gpus-per-trial, --custom-resources" in str(error.value)
+
+
+def test_what_the_autoscaler_can_start_is_waited_for_and_named_where_it_does_not_do(cluster, monkeypatch, capsys):
+    config = autoscaler_pb2.ClusterConfig()  # as the autoscaler reports it
+    config.node_group_configs.add(name="gpu-worker", resources={"CPU": 8, "GPU": 4, "memory": 1 << 30}, max_count=3)
+    config.node_group_configs.add(name="switched-off", resources={"CPU": 64, "GPU": 8}, max_count=0)
+    monkeypatch.setattr(type(ray._private.state.state), "get_cluster_config", lambda self: config)
+    check_placement({"CPU": 4, "GPU": 3})
+    assert capsys.readouterr().out == "no machine has 4 CPU, 3 GPU for a trial yet; the autoscaler can start: gpu-worker\n"
+    with pytest.raises(
+        JobError, match=r"there is 1 x \(2 CPU, 2 GPU\); the autoscaler can start gpu-worker \(8 CPU, 4 GPU\)\. Ask for less"
+    ):
+        check_placement({"CPU": 1, "GPU": 5})
+
+
+def test_a_cluster_that_is_not_there_is_said_at_once(monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:9")
+    started = time.monotonic()
+    with pytest.raises(JobError, match=r"no Ray cluster can be joined at RAY_ADDRESS=127.0.0.1:9"), connect(Execution()):
+        pass
+    assert time.monotonic() - started < 15
+
+
+OTHER_VERSION = """
+import sys
+import offmanifold.orchestration
+import ray
+ray.__version__ = "2.54.0"  # what the driver says it is; the cluster compares
+from offmanifold.orchestration.errors import JobError
+from offmanifold.orchestration.session import Execution, connect
+try:
+    with connect(Execution()):
+        pass
+except JobError as error:
+    print(error)
+"""
+
+
+def test_a_cluster_of_another_version_is_named_with_both(cluster):
+    environment = os.environ | {"RAY_ADDRESS": cluster, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run([sys.executable, "-c", OTHER_VERSION], env=environment, capture_output=True, text=True, timeout=60)
+    there, here = f"Ray {ray.__version__}, Python", "here Ray 2.54.0, Python"
+    assert done.stdout.startswith(f"the cluster at RAY_ADDRESS={cluster} runs other versions: {there}"), done.stdout + done.stderr
+    assert here in done.stdout
+    assert done.stdout.count("\n") == 1
