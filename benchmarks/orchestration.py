@@ -2,32 +2,45 @@
 
     python benchmarks/orchestration.py [--trials 24] [--seconds 20]
 
-A trial trains a LeNet for a fixed number of steps, about so many seconds on one core. The same trials run as a job of one worker and as a
-job of two, each a process of its own from its first import to its exit, with Ray, MLflow and storage as in any job. Orchestration is the
-wall time less the time inside the trials' own work, per worker. A second stage of trials that do nothing gives the cost of one more trial.
+A trial trains a LeNet for a fixed number of steps, about so many seconds on one core, and tells its loss every few steps. The same trials
+run as a job of one worker and as a job of two, each a process of its own from its first import to its exit, with all that a job does.
+Orchestration is the wall time less the time in the trials' own work, per worker; what a trial waits when it tells its loss is not its own.
+Jobs of trials that do nothing give the cost of one more trial.
 """
 
 import argparse
-import json
 import os
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar
 
+import pandas as pd
 import torch
 
 from offmanifold import data
 from offmanifold.data import Source
+from offmanifold.experiments.report import Report
 from offmanifold.grid import product
 from offmanifold.models import lenet
-from offmanifold.progress import Progress
+from offmanifold.progress import Progress, silent
 from offmanifold.result import Result
 
 EMPTY_TRIALS = 60
+
+
+@dataclass(frozen=True)
+class Config:
+    """A job of equal trials."""
+
+    trials: int = 2
+    """How many."""
+    steps: int = 0
+    """Training steps of each."""
 
 
 @dataclass(frozen=True)
@@ -47,12 +60,17 @@ class Work:
 
 
 def work(cell: Work, source: Source, inputs: Sequence[Result], device: torch.device, progress: Progress) -> Result:
-    """Trains, and says how long that took."""
-    import pandas as pd
+    """Trains; the seconds of that, without those in which it was told of."""
+    started, told = time.perf_counter(), 0.0
 
-    started = time.perf_counter()
-    train(cell.steps, source, progress)
-    return Result(pd.DataFrame({"seconds": [time.perf_counter() - started]}))
+    def tell(step: int, metrics: Mapping[str, float]) -> None:
+        nonlocal told
+        before = time.perf_counter()
+        progress(step, metrics)
+        told += time.perf_counter() - before
+
+    train(cell.steps, source, tell)
+    return Result(pd.DataFrame({"seconds": [time.perf_counter() - started - told]}))
 
 
 def train(steps: int, source: Source, progress: Progress) -> None:
@@ -66,69 +84,64 @@ def train(steps: int, source: Source, progress: Progress) -> None:
         loss = torch.nn.functional.cross_entropy(network(images[batch]), targets[batch])
         loss.backward()
         optimiser.step()
-        progress(step, {"loss": loss.item()})
+        if step % 20 == 0:
+            progress(step, {"loss": loss.item()})
 
 
 def steps_in(seconds: float) -> int:
     """Training steps that take so long on one core, when nothing runs beside them."""
     torch.set_num_threads(1)
     digits = data.load("digits")
-    train(20, digits, lambda step, metrics: None)
+    train(20, digits, silent)
     started = time.perf_counter()
-    train(100, digits, lambda step, metrics: None)
+    train(100, digits, silent)
     return round(100 * seconds / (time.perf_counter() - started))
 
 
-def job(workers: int, trials: int, steps: int, storage: str) -> None:
-    """One job; prints what it measured as JSON."""
-    from offmanifold.orchestration.artifacts import Artifacts
-    from offmanifold.orchestration.runs import RunFolder
-    from offmanifold.orchestration.session import Execution, connect, ray
-    from offmanifold.orchestration.storage import Storage
-    from offmanifold.orchestration.sweep import Sweeps
-    from offmanifold.orchestration.tracking import Tracking
+def job() -> None:
+    """One job, with the command line of any."""
+    from offmanifold.orchestration.job import start
 
-    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
-    execution, place = Execution(workers=workers), Storage.open(storage)
-    tracking, digits = Tracking.open("", place, "benchmark"), data.load("digits")
-    with connect(execution):
-        folder, run = RunFolder(place, "benchmark", "benchmark"), tracking.start("benchmark", {}, {})
-        sweeps = Sweeps(ray.put(digits), digits.fingerprint, Artifacts(place), execution, folder, run)
-        outcome = sweeps.stage("work", work, product(Work, {"index": range(trials)}, steps=steps))
-        inside = [result.table["seconds"].item() for result in outcome.results.values()]
-        print(json.dumps({"inside": inside}))
+    with start("A job of equal trials.", {"equal": Config()}) as job:
+        job.load(lambda config: data.load("digits"))
+        results = job.sweep("work", work, product(Work, {"index": range(job.config.trials)}, steps=job.config.steps))
+        table = pd.concat([result.table for result in results.values()])
+        job.report(Report({"Seconds of each trial": table}, [], [], {"seconds": table}, {}, [], {}, []))
+
+
+def run(workers: int, trials: int, steps: int) -> tuple[float, "pd.Series[float]"]:
+    """Wall time of a job, and the seconds of its trials."""
+    with tempfile.TemporaryDirectory() as storage:
+        arguments = {"--trials": trials, "--steps": steps, "--workers": workers, "--storage": storage, "--name": "timed"}
+        command = [sys.executable, __file__, "equal", *(str(word) for pair in arguments.items() for word in pair)]
+        environment = {name: value for name, value in os.environ.items() if name not in ("RAY_ADDRESS", "MLFLOW_TRACKING_URI")}
+        started = time.perf_counter()
+        subprocess.run(command, env=environment, stdout=subprocess.DEVNULL, check=True)
+        wall = time.perf_counter() - started
+        return wall, pd.read_parquet(Path(storage, "runs", "orchestration", "timed", "seconds.parquet"))["seconds"]
 
 
 def main() -> None:
+    if sys.argv[1:2] == ["equal"]:  # one of its own jobs
+        job()
+        return
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trials", type=int, default=24)
     parser.add_argument("--seconds", type=float, default=20)
-    parser.add_argument("--job", nargs=4, metavar=("WORKERS", "TRIALS", "STEPS", "STORAGE"), help="one of its jobs (used by itself)")
     options = parser.parse_args()
-    if options.job:
-        job(*map(int, options.job[:3]), options.job[3])
-        return
-
-    def run(workers: int, trials: int, steps: int) -> tuple[float, list[float]]:
-        with tempfile.TemporaryDirectory() as storage:
-            command = [sys.executable, __file__, "--job", str(workers), str(trials), str(steps), storage]
-            started = time.perf_counter()
-            done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-            return time.perf_counter() - started, json.loads(done.stdout.splitlines()[-1])["inside"]
 
     steps = steps_in(options.seconds)
     few, _ = run(2, 2, 0)
     many, _ = run(2, 2 + EMPTY_TRIALS, 0)
-    walls = {}
     print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, torch {torch.__version__}; {options.trials} trials of {steps} steps")
     print(f"a job of two empty trials: {few:.1f} s; one more empty trial: {(many - few) / EMPTY_TRIALS:.3f} s")
+    walls = {}
     for workers in (1, 2):
-        walls[workers], inside = run(workers, options.trials, steps)
-        own = sum(inside) / workers
-        share = 1 - own / walls[workers]
+        walls[workers], seconds = run(workers, options.trials, steps)
+        cost = walls[workers] - seconds.sum() / workers
         print(
-            f"{workers} worker(s): {walls[workers]:.1f} s, a trial {sum(inside) / len(inside):.1f} s; orchestration "
-            f"{walls[workers] - own:.1f} s, {share:.1%} of the wall time, {(walls[workers] - own) * workers / options.trials:.2f} s a trial"
+            f"{workers} worker(s): {walls[workers]:.1f} s, a trial {seconds.mean():.1f} s; orchestration {cost:.1f} s, "
+            f"{cost / walls[workers]:.1%} of the wall time, {cost * workers / options.trials:.2f} s a trial"
         )
     print(f"speed-up from 1 to 2 workers: {walls[1] / walls[2]:.2f}")
 

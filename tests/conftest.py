@@ -86,8 +86,9 @@ def storage(request, tmp_path, bucket) -> Storage:
 
 @pytest.fixture(scope="session")
 def cluster(bucket) -> Iterator[str]:
-    """One Ray cluster for all tests that need one: two CPUs and two logical GPUs; its address."""
-    context = ray.init(address="local", num_cpus=2, num_gpus=2, include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
+    """One Ray cluster for all tests that need one: two CPUs, two logical GPUs and a resource of its own; its address."""
+    quiet = {"include_dashboard": False, "logging_level": logging.ERROR, "log_to_driver": False}
+    context = ray.init(address="local", num_cpus=2, num_gpus=2, resources={"big_memory": 1}, **quiet)
     yield context.address_info["gcs_address"]
     ray.shutdown()
 

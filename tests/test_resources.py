@@ -17,16 +17,16 @@ from offmanifold.orchestration.session import Execution, connect
 @pytest.mark.parametrize(
     ("asked", "words"),
     [
-        ({"cpus_per_trial": 3}, "a trial asks for 3 CPU, and no machine has that: there is 1 x (2 CPU, 2 GPU)"),
-        ({"gpus_per_trial": 3}, "a trial asks for 1 CPU, 3 GPU, and no machine has that: there is 1 x (2 CPU, 2 GPU)"),
+        ({"cpus_per_trial": 3}, "a trial asks for 3 CPU, and no machine has that: there is 1 x (2 CPU, 2 GPU, 1 big_memory)"),
+        ({"gpus_per_trial": 3}, "a trial asks for 1 CPU, 3 GPU, and no machine has that: there is 1 x (2 CPU, 2 GPU, 1 big_memory)"),
         (
-            {"custom_resources": {"big_memory": 1}},
-            "a trial asks for 1 CPU, 1 big_memory, and no machine has that: there is 1 x (2 CPU, 2 GPU)",
+            {"custom_resources": {"big_memory": 2}},
+            "a trial asks for 1 CPU, 2 big_memory, and no machine has that: there is 1 x (2 CPU, 2 GPU, 1 big_memory)",
         ),
     ],
 )
 def test_a_trial_that_no_machine_has_room_for_is_refused_with_what_there_is(cluster, asked, words):
-    check_placement(Execution(cpus_per_trial=2, gpus_per_trial=0.5).trial)
+    check_placement(Execution(cpus_per_trial=2, gpus_per_trial=0.5, custom_resources={"big_memory": 1}).trial)
     with pytest.raises(JobError) as error:
         check_placement(Execution(**asked).trial)
     assert str(error.value).startswith(words)
@@ -41,7 +41,7 @@ def test_what_the_autoscaler_can_start_is_waited_for_and_named_where_it_does_not
     check_placement({"CPU": 4, "GPU": 3})
     assert capsys.readouterr().out == "no machine has 4 CPU, 3 GPU for a trial yet; the autoscaler can start: gpu-worker\n"
     with pytest.raises(
-        JobError, match=r"there is 1 x \(2 CPU, 2 GPU\); the autoscaler can start gpu-worker \(8 CPU, 4 GPU\)\. Ask for less"
+        JobError, match=r"there is 1 x \(2 CPU, 2 GPU, 1 big_memory\); the autoscaler can start gpu-worker \(8 CPU, 4 GPU\)\. Ask for less"
     ):
         check_placement({"CPU": 1, "GPU": 5})
 

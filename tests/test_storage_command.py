@@ -1,5 +1,6 @@
 """``offmanifold list | prune | forget | collect``: in a folder and in a bucket."""
 
+import json
 import sys
 
 import numpy as np
@@ -88,13 +89,23 @@ def test_prune_removes_what_no_run_uses_and_nobody_is_making(filled, program):
     assert "every result is used by a run" in program("prune", "--storage", filled.root)[1]
 
 
+def test_what_another_version_wrote_is_listed_and_never_pruned(filled, program):
+    name = f"{folder(Squared(3), 'data')}/manifest.json"
+    manifest = json.loads(filled.read(name)) | {"format": 99}
+    filled.write(name, json.dumps(manifest).encode())
+    filled.write("runs/of-another-layout/config.json", b"{}")
+    assert "(of another version)" in program("list", "--storage", filled.root)[1]
+    program("prune", "--storage", filled.root, "--yes")
+    assert there(filled) == {key(1), key(2), key(3)}
+
+
 def test_a_forgotten_run_uses_nothing(filled, program):
     assert program("forget", "tests/b", "--storage", filled.root) == (0, "tests/b: forgotten\n")
     program("prune", "--storage", filled.root, "--yes")
     assert there(filled) == {key(1)}
     code, said = program("forget", "tests/b", "--storage", filled.root)
     assert (code, said) == (1, f"error: {filled.root} has no run tests/b; there are: tests/a\n")
-    with filled.lock("run-tests-a"):
+    with filled.lock("runs/tests/a"):
         assert program("forget", "tests/a", "--storage", filled.root) == (1, "error: tests/a is running\n")
 
 

@@ -3,6 +3,7 @@
 import gc
 import os
 import resource
+import signal
 import subprocess
 import sys
 import threading
@@ -96,6 +97,40 @@ def test_a_trial_that_fails_is_tried_again_named_with_its_error_and_the_others_a
     later, _ = bench.sweep(square, [Squared(5, of=(Squared(3),)), Squared(6, of=(Squared(2),))], digits)
     assert later.failures == {"square of 5": "not started: it needs square of 3"}
     assert list(later.results) == [Squared(6, of=(Squared(2),))]
+
+
+def test_the_error_of_a_trial_that_succeeds_when_it_is_tried_again_is_kept(bench, digits, tmp_path):
+    def once_wrong(cell, *arguments):
+        if not (tmp_path / "tried").exists():
+            (tmp_path / "tried").touch()
+            raise ConnectionError("the line was cut")
+        return square(cell, *arguments)
+
+    outcome, run = bench.sweep(once_wrong, [Squared(2)], digits, retries=1)
+    assert (values(outcome), outcome.failures) == ({"square of 2": 4}, {})
+    child = run.children("stage")["square of 2"]
+    assert child.info.status == "FINISHED"
+    assert (child.data.tags["error"], child.data.tags["retries"]) == ("ConnectionError: the line was cut", "1")
+    (errors,) = Path(bench.artifacts.storage.root, "tune").rglob("error.txt")
+    assert "the line was cut" in errors.read_text()
+
+
+def test_ctrl_c_ends_a_sweep_and_the_next_one_is_heard_too(bench, digits, tmp_path):
+    def endless(cell, *arguments):
+        (tmp_path / "runs").touch()
+        time.sleep(60)
+
+    def interrupt():
+        while not (tmp_path / "runs").exists():
+            time.sleep(0.1)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    before = signal.getsignal(signal.SIGINT)
+    threading.Thread(target=interrupt, daemon=True).start()
+    with pytest.raises(KeyboardInterrupt):
+        bench.sweep(endless, [Squared(2), Squared(3)], digits, stage="endless")
+    assert signal.getsignal(signal.SIGINT) is before
+    assert {run.info.status for run in bench.tracking.search("tags.stage = 'endless'")} == {"KILLED"}
 
 
 def meet(cell, source, inputs, device, progress, folder, number):

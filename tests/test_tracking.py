@@ -39,11 +39,12 @@ def test_an_mlflow_server_that_does_not_answer_is_said_at_once(folder):
     [
         ("file/mlflow.db", "unable to open"),
         ("folder", "unable to open"),
-        ("file:{}/mlflow.db?mode=ro&uri=true", ""),
+        ("file:{}/mlflow.db?mode=ro&uri=true", "readonly"),
         ("older.db", "out-of-date database schema .*mlflow db upgrade sqlite:"),
     ],
 )
-def test_an_mlflow_store_that_cannot_be_used_is_said_at_once(path, words, folder, tmp_path, store):
+def test_an_mlflow_store_that_cannot_be_used_is_said_at_once(path, words, folder, tmp_path, store, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # MLflow makes folders beside a store that is given as file:
     (tmp_path / "file").write_text("")
     (tmp_path / "folder").mkdir()
     for name in ("mlflow.db", "older.db"):  # one that is there but opened read-only, one as an older MLflow left it
@@ -84,7 +85,7 @@ def test_nested_fields_become_dotted_names():
     assert flatten({"a": {"b": 1, "c": {"d": 2}}, "e": 3}) == {"a.b": 1, "a.c.d": 2, "e": 3}
 
 
-PARAMS = {"config": {"members": 4, "training": {"epochs": 2}}, "data": "abc", "execution": {"workers": 1}}
+PARAMS = {"config": {"members": 4, "training": {"epochs": 2}}, "data": "abc"}
 
 
 def opened(folder, store, name="", **config):
@@ -135,6 +136,33 @@ def test_a_name_is_one_config_and_one_job_at_a_time(storage, store):
     again, until = opened(storage, store, name="mine")
     assert (again.goes_on, again.tracked.run_id) == (True, first.tracked.run_id)
     until.close()
+    storage.remove(first.folder.path)  # forgotten: the name is free
+    other, until = opened(storage, store, name="mine", members=5)
+    assert not other.goes_on
+    assert store.client.get_run(other.tracked.run_id).data.params["config.members"] == "5"
+    until.close()
+
+
+def test_a_run_of_another_storage_and_one_that_mlflow_s_user_renamed_are_told_apart(tmp_path, store):
+    here, there = Storage.open(str(tmp_path / "here")), Storage.open(str(tmp_path / "there"))
+    first, until = opened(here, store, members=7)
+    until.close()
+    other, until = opened(there, store, members=7)  # one MLflow server, two machines
+    assert not other.goes_on
+    until.close()
+    store.client.update_run(first.tracked.run_id, name="my favourite")
+    again, until = opened(here, store, members=7)
+    assert (again.goes_on, again.folder.name) == (True, first.folder.name)
+    until.close()
+
+
+def test_a_run_that_ended_well_while_it_was_looked_for_is_left_alone(folder, store, monkeypatch):
+    _, until = opened(folder, store, members=8)
+    until.close()
+    monkeypatch.setattr(type(store), "status", lambda self, run_id: "FINISHED")
+    other, until = opened(folder, store, members=8)
+    assert not other.goes_on
+    until.close()
 
 
 def test_collect_gives_a_row_a_trial_of_any_set_of_runs(tmp_path, store):
@@ -158,10 +186,26 @@ def test_collect_gives_a_row_a_trial_of_any_set_of_runs(tmp_path, store):
     assert pd.api.types.is_datetime64_any_dtype(table["started"])
     assert list(collect("collected", runs=["two"], uri=store.uri)["config.members"]) == [5, 5]
     assert list(collect("collected", where="params.epsilon = '0.2'", uri=store.uri)["run"]) == ["one", "two"]
+    assert collect("collected", uri=store.uri, where="params.epsilon = '0.3'").empty
     with pytest.raises(JobError, match="experiment 'collected' has no run named three; there are: two, one"):
         collect("collected", runs=["three"], uri=store.uri)
     with pytest.raises(JobError, match=r"has no experiment 'colected'; there are: .*collected"):
         collect("colected", uri=store.uri)
+
+
+def test_collect_finds_the_default_store_and_makes_none(tmp_path, monkeypatch):
+    for name in ("MLFLOW_TRACKING_URI", "OFFMANIFOLD_STORAGE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(JobError, match=rf"there is no MLflow store sqlite:///{tmp_path}/offmanifold/mlflow.db"):
+        collect("collected")
+    assert list(tmp_path.iterdir()) == []
+    job = Tracking.open("", Storage.open("~/offmanifold"), "collected").start("one", {}, {})
+    job.child("cell", {}, {"stage": "attack"})
+    assert list(collect("collected")["trial"]) == ["cell"]
+    with pytest.raises(JobError, match=r"MLflow's store .* cannot be read \(.*\); name another"):
+        collect("collected", where="this is no condition")
 
 
 def test_the_saved_view_has_the_columns_of_all_runs(tmp_path, store):
@@ -191,3 +235,4 @@ def test_progress_is_one_line_with_the_time_left_and_a_summary():
         display.finish(name, failed=name == "d")
     assert display.line() == "train: 4/10 done, 2 running, 3 found, 1 failed, 1m00s, about 5m00s left"
     assert display.summary() == "train: 1 made, 3 found, 1 failed, 1m00s"
+    display.close()

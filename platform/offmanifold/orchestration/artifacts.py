@@ -116,7 +116,7 @@ class Artifacts:
             "made": dict(made),
         }
         manifest["sha256"] = _hash_of(manifest)
-        self.storage.remove(f"{place}/{MANIFEST}")  # of a result that was altered: between two writes, it is not there
+        self.storage.remove(place)  # what was altered, or left half-written
         for file, content in contents.items():
             self.storage.write(f"{place}/{file}", content)
         self.storage.write(f"{place}/{MANIFEST}", json.dumps(manifest, indent=1).encode())

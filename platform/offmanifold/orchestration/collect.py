@@ -2,27 +2,40 @@
 
 import ast
 import os
+import sqlite3
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
 from mlflow.entities import Run
+from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
+from sqlalchemy.exc import SQLAlchemyError
 
-from offmanifold.orchestration.errors import JobError
+from offmanifold.orchestration.errors import JobError, first_line
 from offmanifold.orchestration.session import default_storage
 from offmanifold.orchestration.storage import Storage
-from offmanifold.orchestration.tracking import PARENT, RECIPE, Tracking, default_uri
+from offmanifold.orchestration.tracking import PARENT, RECIPE, Tracking, check_store, default_uri
 
 
-def collect(experiment: str, runs: Sequence[str] = (), where: str = "", uri: str = "") -> pd.DataFrame:
+def collect(experiment: str, runs: Sequence[str] = (), where: str = "", uri: str = "", storage: str = "") -> pd.DataFrame:
     """A row a trial, of any set of runs: who it was (run, trial, stage, status, ...), its run's config, its own parameters and metrics.
 
     ``runs``: names of jobs' runs, all where none is given. ``where``: MLflow's condition on trials: ``"params.model = 'dropout'"``.
-    ``uri``: the MLflow store (MLFLOW_TRACKING_URI, else that of the default storage). Parameters have Python's types again. A run's config
-    is in columns ``config.*``; metrics are the last logged. ``JobError`` where there is no such experiment or run.
+    ``uri``: the MLflow store (MLFLOW_TRACKING_URI, else that of ``storage``, else that of the default storage). Parameters have Python's
+    types again. A run's config is in columns ``config.*``; metrics are the last logged. ``JobError`` where there is no such store,
+    experiment or run.
     """
-    tracking = _existing(experiment, uri or os.environ.get("MLFLOW_TRACKING_URI", ""))
+    uri = uri or os.environ.get("MLFLOW_TRACKING_URI", "") or default_uri(Storage.at(storage or default_storage()))
+    try:
+        return _collected(experiment, runs, where, uri)
+    except (MlflowException, SQLAlchemyError, sqlite3.Error) as error:
+        raise JobError(f"MLflow's store {uri} cannot be read ({first_line(error)}); name another with --tracking-uri") from error
+
+
+def _collected(experiment: str, runs: Sequence[str], where: str, uri: str) -> pd.DataFrame:
+    tracking = _existing(experiment, uri)
     jobs = {run.info.run_id: run for run in tracking.jobs()}
     if unknown := set(runs) - {run.info.run_name for run in jobs.values()}:
         there = ", ".join(run.info.run_name for run in list(jobs.values())[:20])
@@ -33,7 +46,9 @@ def collect(experiment: str, runs: Sequence[str] = (), where: str = "", uri: str
 
 
 def _existing(experiment: str, uri: str) -> Tracking:
-    uri = uri or default_uri(Storage(default_storage()))
+    if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///").partition("?")[0]).exists():
+        raise JobError(f"there is no MLflow store {uri}; name another with --tracking-uri")
+    check_store(uri)
     client = MlflowClient(uri)
     found = client.get_experiment_by_name(experiment)
     if found is None:

@@ -1,5 +1,6 @@
 """What a person sees of a sweep: a live line in a terminal, a plain line now and then where output goes to a file."""
 
+import threading
 import time
 from dataclasses import dataclass, field
 
@@ -31,7 +32,8 @@ class SweepDisplay:
     _last_done: float = 0.0
     """Seconds after the start at which a trial last ended: between two ends, the time left counts down."""
     _live: Live | None = None
-    _printed: float = float("-inf")
+    _ticking: threading.Thread | None = None
+    _closed: threading.Event = field(default_factory=threading.Event)
 
     def start(self, name: str) -> None:
         """A trial has begun."""
@@ -63,13 +65,14 @@ class SweepDisplay:
             if self._live is None:
                 self._live = Live(get_renderable=self._lines, console=console, refresh_per_second=2, transient=True)
                 self._live.start()
-        elif time.monotonic() - self._printed >= PLAIN_EVERY:
-            self._printed = time.monotonic()
-            console.print(self.line())
+        elif self._ticking is None:
+            self._ticking = threading.Thread(target=self._tick, daemon=True)
+            self._ticking.start()
 
     def close(self) -> None:
         """Ends the live display and leaves one line."""
         self.running.clear()
+        self._closed.set()
         if self._live is not None:
             self._live.stop()
         console.print(self.line())
@@ -77,6 +80,11 @@ class SweepDisplay:
     def summary(self) -> str:
         """``train: 10 made, 2 found, 0 failed, 1m20s``"""
         return f"{self.stage}: {self.done} made, {self.found} found, {self.failed} failed, {_duration(time.monotonic() - self.started)}"
+
+    def _tick(self) -> None:
+        """A line now and then, also while no trial says anything."""
+        while not self._closed.wait(PLAIN_EVERY):
+            console.print(self.line())
 
     def _lines(self) -> Text:
         said = [f"    {name}: {words}" for name, words in list(self.running.items()) if words]  # rich asks from a thread of its own

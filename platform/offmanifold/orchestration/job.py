@@ -12,15 +12,16 @@ from tempfile import TemporaryDirectory
 from typing import Generic, TypeVar
 
 import ray
+from mlflow.exceptions import MlflowException
 
 from offmanifold.data import DataError, Source
 from offmanifold.experiments.report import Report
 from offmanifold.orchestration.artifacts import Altered, Artifacts
 from offmanifold.orchestration.command_line import parse
 from offmanifold.orchestration.display import console
-from offmanifold.orchestration.errors import JobError
+from offmanifold.orchestration.errors import JobError, first_line
 from offmanifold.orchestration.provenance import git_commit, versions
-from offmanifold.orchestration.runs import open_run
+from offmanifold.orchestration.runs import CONFIG, open_run
 from offmanifold.orchestration.session import Execution, connect
 from offmanifold.orchestration.storage import Storage
 from offmanifold.orchestration.sweep import Sweeps
@@ -53,18 +54,18 @@ class Job(Generic[Config]):
         source = load(self.config)
         tags = {"preset": self.preset, "data": source.name, "data.fingerprint": source.fingerprint}
         tags |= {"git.commit": git_commit(), "mlflow.source.git.commit": git_commit(), **versions()}
-        params = {"config": dataclasses.asdict(self.config), "data": source.fingerprint, "execution": dataclasses.asdict(self.execution)}  # type: ignore[call-overload]
+        tags |= {f"execution.{name}": str(value) for name, value in dataclasses.asdict(self.execution).items()}
+        params = {"config": dataclasses.asdict(self.config), "data": source.fingerprint}  # type: ignore[call-overload]
         self.resources.enter_context(connect(self.execution))
         run = open_run(self.storage, self.tracking, self.execution.name, self.preset, params, tags, self.resources)
         self.resources.enter_context(self.tracking.run(run.tracked))
         self._sweeps = Sweeps(ray.put(source), source.fingerprint, Artifacts(self.storage), self.execution, run.folder, run.tracked)
         if run.goes_on:
-            console.print(f"{run.folder.name} goes on: an earlier job began it")
+            console.print(f"{run.folder.name} goes on: an earlier job began it", markup=False)
         else:
             run.tracked.saw(source)
-            with TemporaryDirectory() as folder:
-                run.tracked.attach(_written(Path(folder) / "config.json", json.dumps(params, indent=1, default=str).encode()))
-        console.print(f"{run.folder.name}: {source.name}, {len(source.pool):,} images to train on, {len(source.test):,} to test on")
+        images = f"{len(source.pool):,} images to train on, {len(source.test):,} to test on"
+        console.print(f"{run.folder.name}: {source.name}, {images}", markup=False)
         return source
 
     def sweep(self, stage: str, make: Make[SomeCell], cells: Sequence[SomeCell]) -> Mapping[SomeCell, Result]:
@@ -73,6 +74,7 @@ class Job(Generic[Config]):
         self.failures |= outcome.failures
         self.stages.append(outcome.summary)
         if not outcome.results:
+            self.summarise()
             raise JobError(self._failed(f"nothing to go on with, all of {stage!r} failed"))
         return outcome.results
 
@@ -84,6 +86,7 @@ class Job(Generic[Config]):
             files = _write_report(report, Path(folder))
             for file in files:
                 sweeps.folder.write(file.name, file.read_bytes())
+            files.append(_written(Path(folder) / CONFIG, json.dumps(sweeps.folder.config(), indent=1).encode()))
             sweeps.tracked.curves(report.metrics)
             sweeps.tracked.log(report.headline)
             sweeps.tracked.tag(**{"mlflow.note.content": f"```\n{str(report)[:4900]}\n```"})
@@ -92,13 +95,16 @@ class Job(Generic[Config]):
 
     def conclude(self) -> None:
         """Says what ran and where everything is, and raises if a trial failed."""
-        console.print("\n" + "\n".join(self.stages), markup=False)
-        console.print(f"results: {self._begun().folder.where}   ({_minutes(time.monotonic() - self.started)})")
-        console.print(
-            f"compare: mlflow ui --backend-store-uri {self.tracking.uri}   (experiment {self.tracking.experiment}, view offmanifold)"
-        )
+        self.summarise()
         if self.failures:
             raise JobError(self._failed("the others are kept and reported"))
+
+    def summarise(self) -> None:
+        """Says what became of each stage, and where everything is."""
+        ui = self.tracking.uri if self.tracking.uri.startswith("http") else f"mlflow ui --backend-store-uri {self.tracking.uri}"
+        lines = ["", *self.stages, f"results: {self._begun().folder.where}   ({_minutes(time.monotonic() - self.started)})"]
+        lines += [f"compare: {ui}   (experiment {self.tracking.experiment}, view offmanifold)"]
+        console.print("\n".join(lines), markup=False)
 
     def _begun(self) -> Sweeps:
         if self._sweeps is None:
@@ -127,7 +133,12 @@ def start(doc: str | None, presets: Mapping[str, Config]) -> Iterator[Job[Config
             yield job
             job.conclude()
     except (DataError, JobError, Altered) as error:
-        print(f"error: {error}", file=sys.stderr)
+        advice = "; the same command makes it again" if isinstance(error, Altered) else ""
+        print(f"error: {error}{advice}", file=sys.stderr)
+        raise SystemExit(1) from None
+    except MlflowException as error:
+        where = f"the results are in {execution.storage}"
+        print(f"error: MLflow's store did not take what the job says ({first_line(error)}); {where}", file=sys.stderr)
         raise SystemExit(1) from None
     except KeyboardInterrupt:
         print("interrupted; what was finished is kept, and the same command goes on from there", file=sys.stderr)

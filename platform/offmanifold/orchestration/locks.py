@@ -12,9 +12,10 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from email.utils import parsedate_to_datetime
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import filelock
 
@@ -61,14 +62,12 @@ def of_folder(path: Path, wait: Wait | None) -> Iterator[None]:
 def of_bucket(bucket: str, key: str, wait: Wait | None) -> Iterator[None]:
     """A lease on an object, kept alive by a thread."""
     lease = _Lease(bucket, key)
-    try:
+    with _as_storage_error(bucket):
         while not lease.take():
             if wait is None:
                 raise Held(f"s3://{bucket}/{key}")
             wait()
             time.sleep(POLL)
-    except _aws_errors() as error:
-        raise StorageError(f"the bucket s3://{bucket} cannot be used ({first_line(error)}); name another with --storage") from error
     ended = threading.Event()
     beating = threading.Thread(target=lease.keep, args=(ended,), daemon=True)
     beating.start()
@@ -80,24 +79,35 @@ def of_bucket(bucket: str, key: str, wait: Wait | None) -> Iterator[None]:
         lease.leave()
 
 
+def fault_of_bucket(bucket: str, key: str) -> str:
+    """What an object store lacks of what leases need, found out with an object of this key; ``""`` where it has all."""
+    first, second = _Lease(bucket, key), _Lease(bucket, key)
+    with _as_storage_error(bucket):
+        first._write({"IfNoneMatch": "*"})
+        if second._write({"IfNoneMatch": "*"}):
+            return "ignores conditional writes (If-None-Match)"
+        if second._write({"IfMatch": '"another"'}):
+            return "ignores conditional writes (If-Match)"
+        first.client.delete_object(**first.at, IfMatch=first.tag)
+        return "" if first._look() is None else "does not let objects be deleted"
+
+
 class _Lease:
     """The object, and what is known of it. Every write is conditional on what was last seen, so one of several takers succeeds."""
 
     def __init__(self, bucket: str, key: str) -> None:
         self.client = _client(os.environ.get("AWS_ENDPOINT_URL", ""))
         self.at = {"Bucket": bucket, "Key": key}
+        self.id = uuid.uuid4().hex
         self.tag = ""
-        self.seen, self.since = "", 0.0
 
     def take(self) -> bool:
         """Is it ours now?"""
-        if self._write({"IfNoneMatch": "*"}):
-            return True
-        tag, content = self._look()
-        if tag != self.seen:
-            self.seen, self.since = tag, time.monotonic()  # by our clock alone: machines' clocks differ
-        if not tag or time.monotonic() - self.since > LEASE or _is_gone(content):
-            return self._write({"IfMatch": tag} if tag else {"IfNoneMatch": "*"})
+        found = self._look()
+        if found is None:
+            return self._write({"IfNoneMatch": "*"})
+        if found.age > LEASE or _is_gone(found.holder):
+            return self._write({"IfMatch": found.tag})
         return False
 
     def keep(self, ended: threading.Event) -> None:
@@ -113,24 +123,36 @@ class _Lease:
             self.client.delete_object(**self.at, IfMatch=self.tag)
 
     def _write(self, condition: dict[str, str]) -> bool:
-        content = json.dumps({"holder": _process(), "beat": uuid.uuid4().hex}).encode()
+        """Is it ours after this? A refusal may be of a request whose first answer was lost, or of one that met another's: then we look."""
+        content = json.dumps({**_process(), "id": self.id, "beat": uuid.uuid4().hex}).encode()
         try:
             self.tag = self.client.put_object(**self.at, Body=content, **condition)["ETag"]
             return True
         except self.client.exceptions.ClientError as error:
             if error.response["Error"]["Code"] not in ("PreconditionFailed", "ConditionalRequestConflict", "NoSuchKey"):
                 raise
-        tag, found = self._look()
-        if found == content:  # an answer that was lost on its way, and the request sent again
-            self.tag = tag
-        return found == content
+        found = self._look()
+        if found is None or found.holder["id"] != self.id:
+            return False
+        self.tag = found.tag
+        return True
 
-    def _look(self) -> tuple[str, bytes]:
+    def _look(self) -> "_Found | None":
         try:
-            found = self.client.get_object(**self.at)
-            return found["ETag"], found["Body"].read()
+            answer = self.client.get_object(**self.at)
         except self.client.exceptions.NoSuchKey:
-            return "", b""
+            return None
+        now = parsedate_to_datetime(answer["ResponseMetadata"]["HTTPHeaders"]["date"])
+        return _Found(answer["ETag"], json.loads(answer["Body"].read()), (now - answer["LastModified"]).total_seconds())
+
+
+class _Found(NamedTuple):
+    """A lease as it was seen."""
+
+    tag: str
+    holder: dict[str, Any]
+    age: float
+    """Seconds since its last sign of life, by the store's clock alone: machines' clocks differ."""
 
 
 @cache
@@ -156,9 +178,8 @@ def _machine() -> list[str]:
     return names
 
 
-def _is_gone(content: bytes) -> bool:
-    """Was the lease of a process of this machine, that has ended?"""
-    holder = json.loads(content)["holder"]
+def _is_gone(holder: dict[str, Any]) -> bool:
+    """Was it a process of this machine, that has ended?"""
     if holder["machine"] != _machine():
         return False
     try:
@@ -168,6 +189,14 @@ def _is_gone(content: bytes) -> bool:
     except PermissionError:
         return False
     return False
+
+
+@contextmanager
+def _as_storage_error(bucket: str) -> Iterator[None]:
+    try:
+        yield
+    except _aws_errors() as error:
+        raise StorageError(f"the bucket s3://{bucket} cannot be used ({first_line(error)}); name another with --storage") from error
 
 
 def _aws_errors() -> tuple[type[Exception], ...]:

@@ -3,13 +3,17 @@
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
+from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
-from ray import tune
+from ray import cloudpickle, tune
 from ray.tune.experiment import Trial
 
+from offmanifold.experiments.report import Metric
 from offmanifold.orchestration.display import SweepDisplay, console
+from offmanifold.orchestration.errors import first_line
 from offmanifold.orchestration.tracking import RECIPE, TrackedRun
 from offmanifold.result import Cell, recipe_key
 
@@ -19,12 +23,18 @@ class Observer(tune.Callback, tune.Stopper):
 
     def __init__(self, stage: str, cells: Sequence[Cell], fingerprint: str, run: TrackedRun, display: SweepDisplay) -> None:
         self.stage, self.cells, self.fingerprint, self.run, self.display = stage, cells, fingerprint, run, display
-        self.earlier = run.children(stage)
+        self.earlier: dict[str, Run] = {}
+        """Runs of the stage's trials in the job that goes on here."""
         self.open: dict[str, TrackedRun] = {}
         self.completed: set[str] = set()
-        self.failed: dict[str, Trial] = {}
+        self.failures: dict[str, str] = {}
+        """Name of a cell -> its error."""
+        self.tracebacks = False
+        """Has a trial failed, be it that a retry did not?"""
         self.storage_error = ""
         self.untracked = 0
+        with self._tracked():
+            self.earlier = run.children(stage)
 
     def __getstate__(self) -> dict[str, Any]:
         return {}  # Tune writes its callbacks to disk; this one has nothing to restore
@@ -54,10 +64,10 @@ class Observer(tune.Callback, tune.Stopper):
     def on_trial_result(self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any) -> None:
         cell = self._cell(trial)
         self.storage_error = result.get("storage") or self.storage_error
-        for step, metrics in result["news"]:
+        if news := result["news"]:
             with self._tracked():
-                self.open[cell.name].log(metrics, step)
-            self.display.say(cell.name, ", ".join(f"{name} {value:.4g}" for name, value in list(metrics.items())[:4]))
+                self.open[cell.name].curves([Metric(name, value, step) for step, metrics in news for name, value in metrics.items()])
+            self.display.say(cell.name, ", ".join(f"{name} {value:.4g}" for name, value in list(news[-1][1].items())[:4]))
         if result.get("says"):
             self.display.say(cell.name, result["says"])
         if result.get("found"):
@@ -75,29 +85,34 @@ class Observer(tune.Callback, tune.Stopper):
         self.display.finish(cell.name)
 
     def on_trial_recover(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        self.display.say(self._cell(trial).name, "failed; tried again")
+        cell, error = self._cell(trial), _own_words(trial)
+        self.tracebacks = True
+        with self._tracked():
+            self.open[cell.name].tag(error=error, retries=str(trial.num_failures))
+        self.display.say(cell.name, f"{error}; tried again")
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        cell = self._cell(trial)
-        self.failed[cell.name] = trial
+        cell, error = self._cell(trial), _own_words(trial)
+        self.tracebacks = True
+        self.failures[cell.name] = error
+        with self._tracked():
+            self.open.pop(cell.name).end("FAILED", error)
         self.display.finish(cell.name, failed=True)
 
-    def close(self) -> dict[str, str]:
-        """Ends the runs that are open; name of each failed cell -> its error, which Tune writes after it told of the failure."""
-        failures = {name: _own_words(trial) for name, trial in self.failed.items()}
-        for name, child in self.open.items():
+    def close(self) -> None:
+        """Ends the runs of trials that were stopped."""
+        for child in self.open.values():
             with self._tracked():
-                child.end("FAILED" if name in failures else "KILLED", failures.get(name, ""))
+                child.end("KILLED")
         if self.untracked:
             console.print(f"{self.stage}: MLflow did not take {self.untracked} messages; the results are in the storage")
-        return failures
 
     def _begin(self, cell: Cell, found: bool) -> None:
         if cell.name in self.open:
             return  # a retry goes on in the same run
         tags = {"stage": self.stage, "found": str(found).lower(), RECIPE: recipe_key(cell, self.fingerprint)}
         if cell.name in self.earlier:  # so does a trial of a job that goes on
-            self.open[cell.name] = self.run.tracking.reopen(self.earlier[cell.name].info.run_id, tags)
+            self.open[cell.name] = self.run.tracking.reopen(self.earlier[cell.name].info.run_id, _params(cell), tags)
         else:
             self.open[cell.name] = self.run.child(cell.name, _params(cell), tags)
 
@@ -121,8 +136,10 @@ def _params(cell: Any) -> dict[str, Any]:
 
 
 def _own_words(trial: Trial) -> str:
-    """The exception's name and the first line that it says."""
-    error = trial.get_pickled_error()
+    """The exception's name and the first line that it says, from what Tune has just written of it."""
+    try:
+        error = cloudpickle.loads(Path(trial.pickled_error_file).read_bytes())
+    except (OSError, TypeError):
+        return "it ended without a word"
     error = getattr(error, "cause", None) or error
-    lines = [line.strip() for line in str(error or trial.get_error() or "it ended without a word").splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0] if lines else ''}" if error else lines[-1]
+    return f"{type(error).__name__}: {first_line(error)}"

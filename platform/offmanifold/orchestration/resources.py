@@ -2,7 +2,7 @@
 
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import ray
 import torch
@@ -16,7 +16,7 @@ def check_placement(trial: Mapping[str, float]) -> None:
 
     Ray would wait for ever. Where a machine must be started first, a line says what is waited for.
     """
-    nodes = [_named(node["Resources"]) for node in ray.nodes() if node["Alive"]]
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     if any(_fits(trial, node) for node in nodes):
         return
     groups = _startable()
@@ -36,8 +36,8 @@ def check_placement(trial: Mapping[str, float]) -> None:
 def take_resources(cpus: float) -> torch.device:
     """Inside a trial: as many threads as CPUs, and the device: the GPU that Ray gave, or the CPU where CUDA is absent.
 
-    A trial without a GPU is kept from seeing any: Ray hides none from it. torch's count is set; JAX, which reads its environment when it is
-    first used, heeds NPROC alone. On a GPU, convolutions are deterministic and in float32: TF32 has the mantissa of half precision.
+    A trial without a GPU is kept from seeing any: Ray hides none from it. torch's count is set; JAX heeds NPROC alone, which it reads when
+    it is first used. On a GPU, convolutions are deterministic and in float32: TF32 has the mantissa of half precision.
     """
     threads = max(1, int(cpus))
     torch.set_num_threads(threads)
@@ -55,18 +55,15 @@ def _startable() -> dict[str, dict[str, float]]:
 
     config = state.get_cluster_config()
     groups = config.node_group_configs if config else []
-    return {group.name: _named(group.resources) for group in groups if group.max_count}
+    return {group.name: dict(group.resources) for group in groups if group.max_count}
 
 
 def _fits(trial: Mapping[str, float], node: Mapping[str, float]) -> bool:
     return all(amount <= node.get(name, 0) for name, amount in trial.items())
 
 
-def _named(resources: Mapping[str, float]) -> dict[str, float]:
-    """Without memory, and what Ray adds to name a machine."""
-    return {name: amount for name, amount in resources.items() if "memory" not in name and ":" not in name}
-
-
 def _words(resources: Mapping[str, float]) -> str:
-    order: Sequence[str] = sorted(resources, key=lambda name: (name != "CPU", name != "GPU", name))
+    """``8 CPU, 1 GPU``: without memory, and without what Ray adds to name a machine."""
+    said = [name for name in resources if name not in ("memory", "object_store_memory") and not name.startswith("node:")]
+    order = sorted(said, key=lambda name: (name != "CPU", name != "GPU", name))
     return ", ".join(f"{resources[name]:g} {name}" for name in order) or "nothing"

@@ -15,6 +15,8 @@ from offmanifold.orchestration.storage import Storage
 from offmanifold.orchestration.tracking import RECIPE, STORAGE, TrackedRun, Tracking, flatten
 
 CONFIG, RECIPES = "config.json", "recipes.json"
+MLFLOW_RUN, FOLDER = "mlflow.run", "folder"
+"""In a run's config: the id of its run in MLflow. In that run's tags: the name of the folder (its own name can be changed in MLflow)."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,7 @@ class RunFolder:
     def claim(self, until: ExitStack) -> bool:
         """Takes the right to be this run, until the stack is closed; false where another job has it."""
         try:
-            until.enter_context(self.storage.lock(f"run-{self.experiment}-{self.name}"))
+            until.enter_context(self.storage.lock(self.path))
         except Held:
             return False
         return True
@@ -90,41 +92,52 @@ def open_run(
 ) -> Opened:
     """The run of this name; without a name, the last of the same config and data that did not end well; else a new one.
 
-    ``params``: config, data and execution; the first two decide what is computed. The run is this job's until the stack is closed.
-    ``JobError`` where the name's run has another config, or is being run.
+    ``params``: config and data, which decide what is computed. The run is this job's until the stack is closed. ``JobError`` where the
+    name's run has another config, or is being run. Which of MLflow's runs it is stands in the folder: an equal run of another storage is
+    not ours.
     """
-    decides = {part: params[part] for part in ("config", "data")}
-    recipe = hashlib.sha256(json.dumps(decides, sort_keys=True, default=str).encode()).hexdigest()[:20]
+    recipe = hashlib.sha256(json.dumps(params, sort_keys=True, default=str).encode()).hexdigest()[:20]
     tags = {**tags, RECIPE: recipe, STORAGE: storage.root}
+    folder: RunFolder | None
     if name:
         folder = RunFolder(storage, tracking.experiment, name)
         if not folder.claim(until):
             raise JobError(f"a job named {name} is running, in {storage.root}; wait for it, or choose another --name")
-        _check_same(folder, decides)
-        earlier = tracking.jobs(name=name, storage=storage.root)[:1]
+        _check_same(folder, params)
+        earlier = tracking.status(folder.config().get(MLFLOW_RUN, ""))
     else:
-        for earlier in ([run] for run in tracking.jobs(recipe, storage.root, unfinished=True)):
-            folder = RunFolder(storage, tracking.experiment, earlier[0].info.run_name)
-            if folder.claim(until):
-                break
-        else:
-            folder, earlier = (
-                RunFolder(storage, tracking.experiment, f"{preset}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"),
-                [],
-            )
-            folder.claim(until)
-    folder.write(CONFIG, json.dumps(params, indent=1, default=str).encode())
+        folder, earlier = _cut_off(storage, tracking, recipe, until)
+    if folder is None:
+        folder = RunFolder(storage, tracking.experiment, f"{preset}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}")
+        folder.claim(until)
     if earlier:
-        return Opened(folder, tracking.reopen(earlier[0].info.run_id, tags), goes_on=True)
-    return Opened(folder, tracking.start(folder.name, params, tags), goes_on=False)
+        run = tracking.reopen(folder.config()[MLFLOW_RUN], params, tags)
+    else:
+        run = tracking.start(folder.name, params, {**tags, FOLDER: folder.name})
+        folder.write(CONFIG, json.dumps({**params, MLFLOW_RUN: run.run_id}, indent=1, default=str).encode())
+    return Opened(folder, run, goes_on=bool(earlier))
 
 
-def _check_same(folder: RunFolder, decides: Mapping[str, Any]) -> None:
+def _cut_off(storage: Storage, tracking: Tracking, recipe: str, until: ExitStack) -> tuple[RunFolder | None, str]:
+    """The last run of this recipe, in this storage, that did not end well and that nobody is running; its status."""
+    for run in tracking.unfinished(recipe):
+        folder = RunFolder(storage, tracking.experiment, run.data.tags.get(FOLDER, ""))
+        with ExitStack() as claimed:
+            if folder.config().get(MLFLOW_RUN) != run.info.run_id or not folder.claim(claimed):
+                continue
+            status = tracking.status(run.info.run_id)
+            if status != "FINISHED":  # it may have ended since it was found
+                until.push(claimed.pop_all())
+                return folder, status
+    return None, ""
+
+
+def _check_same(folder: RunFolder, params: Mapping[str, Any]) -> None:
     """One name, one config: ``JobError`` says where they differ."""
     earlier = folder.config()
     if not earlier:
         return
-    there, here = flatten({name: earlier.get(name) for name in decides}), flatten(json.loads(json.dumps(decides, default=str)))
+    there, here = flatten({name: earlier.get(name) for name in params}), flatten(json.loads(json.dumps(params, default=str)))
     differing = [
         f"{name} is {there.get(name)} there and {here.get(name)} here" for name in {**there, **here} if there.get(name) != here.get(name)
     ]

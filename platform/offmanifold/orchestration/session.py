@@ -46,6 +46,8 @@ class Execution:
             raise ValueError(f"cpus_per_trial must be above 0 ({self.cpus_per_trial}), gpus_per_trial at least 0 ({self.gpus_per_trial})")
         if (self.workers is not None and self.workers < 1) or self.retries < 0:
             raise ValueError(f"workers must be at least 1 ({self.workers}), retries at least 0 ({self.retries})")
+        if any(amount <= 0 for amount in self.custom_resources.values()):
+            raise ValueError(f"custom_resources must be above 0, not {self.custom_resources}")
         if self.gpus_per_trial > 1 and self.gpus_per_trial % 1:
             raise ValueError(f"gpus_per_trial must be a share of one GPU or whole GPUs, not {self.gpus_per_trial:g}")
         if not re.fullmatch(r"(\w[\w.-]*)?", self.name):

@@ -1,8 +1,10 @@
 """Bytes under a root that every worker sees: a folder, or a bucket (``s3://``)."""
 
 import os
+import time
 import uuid
-from contextlib import AbstractContextManager, suppress
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -32,18 +34,20 @@ class Storage:
     @classmethod
     def open(cls, root: str) -> "Storage":
         """The root, made where it is missing, and tried out; ``StorageError`` where it cannot be written or would be lost."""
-        if "://" in root:
-            storage = cls(_checked_bucket(root))
-        elif os.environ.get("RAY_ADDRESS") and not Path(root).expanduser().is_absolute():
+        if "://" not in root and os.environ.get("RAY_ADDRESS") and not Path(root).expanduser().is_absolute():
             raise StorageError(f"--storage {root}: on a cluster an absolute path is needed; a submitted job's own folder is temporary")
-        else:
-            storage = cls(str(Path(root).expanduser().absolute()))
+        storage = cls.at(root)
         probe = f"write-test-{uuid.uuid4().hex}"
         if storage.is_bucket:
             storage._try_lock(probe)
         storage.write(probe, b"x")
         storage.remove(probe)
         return storage
+
+    @classmethod
+    def at(cls, root: str) -> "Storage":
+        """The root by a name as a person gives it; ``StorageError`` for one that is neither a folder's nor a bucket's."""
+        return cls(_checked_bucket(root) if "://" in root else str(Path(root).expanduser().absolute()))
 
     @property
     def is_bucket(self) -> bool:
@@ -60,48 +64,62 @@ class Storage:
 
     def read(self, name: str) -> bytes:
         """A file's content; ``FileNotFoundError`` where there is none."""
-        filesystem, root = self.arrow()
-        try:
-            with filesystem.open_input_file(f"{root}/{name}") as stream:
-                content: bytes = stream.readall()
-                return content
-        except FileNotFoundError:
-            raise
-        except OSError as error:
-            raise StorageError(f"{self.where(name)} cannot be read ({first_line(error)})") from error
+        with self._access(name) as (filesystem, path), filesystem.open_input_file(path) as stream:
+            content: bytes = stream.readall()
+            return content
 
     def write(self, name: str, content: bytes) -> None:
         """Writes a file: whole, or not at all."""
         try:
-            if self.is_bucket:  # an object appears when its upload is complete
-                filesystem, root = self.arrow()
-                with filesystem.open_output_stream(f"{root}/{name}") as stream:
-                    stream.write(content)
-            else:
+            if not self.is_bucket:
                 _replace(Path(self.where(name)), content)
+                return
+            for pause in (1, 4, None):  # an object appears when its upload is complete; one that fails may succeed later
+                try:
+                    self._upload(name, content)
+                    return
+                except OSError:
+                    if pause is None:
+                        raise
+                    time.sleep(pause)
         except OSError as error:
             reason = os.strerror(error.errno) if error.errno else first_line(error)
-            raise StorageError(
-                f"the storage {self.root} does not take {name} ({reason}); make room, or name another with --storage"
-            ) from error
+            message = f"the storage {self.root} does not take {name} ({reason}); make room, or name another with --storage"
+            raise StorageError(message) from error
 
     def has(self, name: str) -> bool:
         """Is there such a file?"""
-        filesystem, root = self.arrow()
-        return bool(filesystem.get_file_info(f"{root}/{name}").type == fs.FileType.File)
+        with self._access(name) as (filesystem, path):
+            return bool(filesystem.get_file_info(path).type == fs.FileType.File)
 
     def files(self, folder: str) -> list[Entry]:
         """All files below a folder, in the order of their names."""
-        filesystem, root = self.arrow()
-        found = filesystem.get_file_info(fs.FileSelector(f"{root}/{folder}", allow_not_found=True, recursive=True))
+        with self._access(folder) as (filesystem, path):
+            found = filesystem.get_file_info(fs.FileSelector(path, allow_not_found=True, recursive=True))
+        root = self.arrow()[1]
         return sorted(Entry(info.path.removeprefix(f"{root}/"), info.size) for info in found if info.type == fs.FileType.File)
 
     def remove(self, name: str) -> None:
         """A file, or a folder with all that is in it; nothing where there is none."""
-        filesystem, root = self.arrow()
         is_file = self.has(name)
-        with suppress(FileNotFoundError):
-            (filesystem.delete_file if is_file else filesystem.delete_dir)(f"{root}/{name}")
+        with suppress(FileNotFoundError), self._access(name) as (filesystem, path):
+            (filesystem.delete_file if is_file else filesystem.delete_dir)(path)
+
+    def _upload(self, name: str, content: bytes) -> None:
+        filesystem, root = self.arrow()
+        with filesystem.open_output_stream(f"{root}/{name}") as stream:
+            stream.write(content)
+
+    @contextmanager
+    def _access(self, name: str) -> Iterator[tuple[fs.FileSystem, str]]:
+        """The file system and the path of a name in it; its errors as ours, but for that of a file that is not there."""
+        try:
+            filesystem, root = self.arrow()
+            yield filesystem, f"{root}/{name}"
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            raise StorageError(f"{self.where(name)} cannot be used ({first_line(error)}); name another --storage, or try again") from error
 
     def lock(self, name: str, wait: locks.Wait | None = None) -> AbstractContextManager[None]:
         """One holder of a name at a time, over all processes and machines that see this root; ended with its process, however that ends.
@@ -109,14 +127,18 @@ class Storage:
         Without ``wait``, ``locks.Held`` is raised where another holds it; else it is waited for, ``wait`` being called now and then.
         """
         if self.is_bucket:
-            bucket, _, prefix = self.root.removeprefix("s3://").partition("/")
-            return locks.of_bucket(bucket, f"{prefix}/locks/{name}".lstrip("/"), wait)
+            return locks.of_bucket(*self._lease(name), wait)
         return locks.of_folder(Path(self.root) / "locks" / name, wait)
 
     def _try_lock(self, name: str) -> None:
         """Fast and clear where the bucket is not there or not ours; and a store that ignores conditions would make everything twice."""
-        with self.lock(name), suppress(locks.Held), self.lock(name):
-            raise StorageError(f"--storage {self.root}: this object store ignores conditional writes (If-None-Match), which locks need")
+        bucket, key = self._lease(name)
+        if fault := locks.fault_of_bucket(bucket, key):
+            raise StorageError(f"--storage {self.root}: this object store {fault}, which locks need")
+
+    def _lease(self, name: str) -> tuple[str, str]:
+        bucket, _, prefix = self.root.removeprefix("s3://").partition("/")
+        return bucket, f"{prefix}/locks/{name}".lstrip("/")
 
 
 @cache

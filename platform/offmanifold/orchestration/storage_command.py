@@ -13,7 +13,7 @@ import tyro
 from offmanifold.orchestration.artifacts import MANIFEST, Altered, read_manifest
 from offmanifold.orchestration.collect import collect
 from offmanifold.orchestration.display import console
-from offmanifold.orchestration.errors import JobError
+from offmanifold.orchestration.errors import JobError, first_line
 from offmanifold.orchestration.locks import Held
 from offmanifold.orchestration.runs import CONFIG, RunFolder, references
 from offmanifold.orchestration.session import default_storage
@@ -30,6 +30,8 @@ class Kept:
     """Of the cell; what is wrong with it, for one that is not whole."""
     made: dict[str, str]
     """By which run, when, in how many seconds; empty for one that is not whole."""
+    ours: bool
+    """Is it of the format that this offmanifold knows?"""
     runs: tuple[str, ...]
     """Runs that use it, ``experiment/name``."""
 
@@ -40,19 +42,16 @@ def kept(storage: Storage) -> list[Kept]:
     for entry in storage.files("recipes"):
         key = entry.name.split("/")[1]
         sizes[key] = sizes.get(key, 0) + entry.bytes
-    users: dict[str, list[str]] = {}
-    for folder in run_folders(storage):
-        for key in {key for keys in references(storage, folder.path).values() for key in keys}:
-            users.setdefault(key, []).append(f"{folder.experiment}/{folder.name}")
+    users = _users(storage)
     return [Kept(key, size, *_said(storage, key), tuple(users.get(key, ()))) for key, size in sizes.items()]
 
 
 def run_folders(storage: Storage) -> Iterator[RunFolder]:
     """All runs of a storage."""
     for entry in storage.files("runs"):
-        if entry.name.endswith(f"/{CONFIG}"):
-            _, experiment, name, _ = entry.name.split("/")
-            yield RunFolder(storage, experiment, name)
+        match entry.name.split("/"):
+            case [_, experiment, name, file] if file == CONFIG:
+                yield RunFolder(storage, experiment, name)
 
 
 def list_results(storage: str = default_storage()) -> None:
@@ -76,18 +75,20 @@ def prune(storage: str = default_storage(), yes: bool = False) -> None:
         yes: Remove them; without it, only say which they are.
     """
     place = _existing(storage)
-    unused = [result for result in kept(place) if not result.runs]
-    removed = []
-    for result in unused:
-        if yes:
+    removed = [result for result in kept(place) if not result.runs and result.ours]
+    with ExitStack() as until:
+        for result in removed.copy() if yes else ():
             try:
-                with place.lock(result.key):  # nobody is making it
-                    place.remove(f"recipes/{result.key}")
+                until.enter_context(place.lock(result.key))
             except Held:
                 console.print(f"{result.key}: is being made; left", markup=False)
-                continue
-        removed.append(result)
-        console.print(f"{result.key}  {result.name}", markup=False)
+                removed.remove(result)
+        users = _users(place)  # once more: a job may have begun since
+        removed = [result for result in removed if result.key not in users]
+        for result in removed:
+            console.print(f"{result.key}  {result.name}", markup=False)
+            if yes:
+                place.remove(f"recipes/{result.key}")
     said = "removed" if yes else "would be removed; add --yes"
     console.print(f"{len(removed)} results, {_size(removed)}: {said}" if removed else "every result is used by a run")
 
@@ -112,7 +113,9 @@ def forget(runs: Annotated[tuple[str, ...], tyro.conf.Positional], storage: str 
         console.print(f"{run}: forgotten", markup=False)
 
 
-def collect_to(experiment: Annotated[str, tyro.conf.Positional], to: Path, where: str = "", tracking_uri: str = "") -> None:
+def collect_to(
+    experiment: Annotated[str, tyro.conf.Positional], to: Path, where: str = "", tracking_uri: str = "", storage: str = default_storage()
+) -> None:
     """Writes what MLflow holds of an experiment's trials as one table: a row a trial, its run's config, its parameters and metrics.
 
     Args:
@@ -120,14 +123,19 @@ def collect_to(experiment: Annotated[str, tyro.conf.Positional], to: Path, where
         to: File to write, .parquet or .csv.
         where: MLflow's condition on trials: "params.model = 'dropout'".
         tracking_uri: MLflow server or store (MLFLOW_TRACKING_URI, else mlflow.db in the storage folder).
+        storage: Folder (OFFMANIFOLD_STORAGE, else ~/offmanifold).
     """
     if to.suffix not in (".parquet", ".csv"):
         raise JobError(f"--to {to}: a .parquet or .csv file is needed")
-    table = collect(experiment, where=where, uri=tracking_uri)
-    if to.suffix == ".csv":
-        table.to_csv(to, index=False)
-    else:
-        table.astype({name: str for name in table if table[name].map(type).isin([tuple, list, dict]).any()}).to_parquet(to, index=False)
+    table = collect(experiment, where=where, uri=tracking_uri, storage=storage)
+    mixed = [name for name in table if table[name].dtype == object]  # tuples, or numbers in one run and words in another
+    try:
+        if to.suffix == ".csv":
+            table.to_csv(to, index=False)
+        else:
+            table.astype(dict.fromkeys(mixed, str)).to_parquet(to, index=False)
+    except OSError as error:
+        raise JobError(f"--to {to} cannot be written ({first_line(error)})") from error
     console.print(f"{len(table)} trials: {to}", markup=False)
 
 
@@ -148,14 +156,26 @@ def _existing(root: str) -> Storage:
     return Storage.open(root)
 
 
-def _said(storage: Storage, key: str) -> tuple[str, dict[str, str]]:
+def _users(storage: Storage) -> dict[str, list[str]]:
+    """Key of a result -> the runs that use it."""
+    users: dict[str, list[str]] = {}
+    for folder in run_folders(storage):
+        for key in {key for keys in references(storage, folder.path).values() for key in keys}:
+            users.setdefault(key, []).append(f"{folder.experiment}/{folder.name}")
+    return users
+
+
+def _said(storage: Storage, key: str) -> tuple[str, dict[str, str], bool]:
+    """Name, who made it, and whether it is of the format that we know."""
     if not storage.has(f"recipes/{key}/{MANIFEST}"):
-        return "(half-written)", {}
+        return "(half-written)", {}, True
     try:
         manifest = read_manifest(storage, f"recipes/{key}")
-    except (Altered, JobError) as error:
-        return f"({error})", {}
-    return manifest["name"], manifest["made"]
+    except Altered:
+        return "(altered)", {}, True
+    except JobError:
+        return "(of another version)", {}, False
+    return manifest["name"], manifest["made"], True
 
 
 def _line(result: Kept) -> dict[str, str]:

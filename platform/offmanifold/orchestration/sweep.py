@@ -5,6 +5,8 @@ made it, and Tune's own record of an experiment (its ``restore``) would know les
 """
 
 import logging
+import signal
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -102,7 +104,8 @@ class Sweeps:
                 )
         finally:
             display.close()
-            failures |= observer.close()
+            observer.close()
+            failures |= observer.failures
         if observer.storage_error:
             raise StorageError(observer.storage_error)
         present = self.artifacts.present(possible, self.fingerprint)
@@ -120,6 +123,7 @@ class Sweeps:
         resources = {"cpu": self.execution.cpus_per_trial, "gpu": self.execution.gpus_per_trial, **self.execution.custom_resources}
         filesystem, root = self.artifacts.storage.arrow()
         name = f"{stage}-{time.strftime('%Y%m%d-%H%M%S')}"
+        interrupt = signal.getsignal(signal.SIGINT) if threading.current_thread() is threading.main_thread() else None
         try:
             tune.Tuner(
                 tune.with_resources(tune.with_parameters(trial, plan=plan, source=self.source), resources),
@@ -137,7 +141,10 @@ class Sweeps:
             ).fit()
         except OSError as error:  # Tune's own files
             raise StorageError(f"the storage {self.artifacts.storage.root} does not take Tune's files ({first_line(error)})") from error
-        if not observer.failed:
+        finally:
+            if interrupt is not None:
+                signal.signal(signal.SIGINT, interrupt)  # Tune leaves its own
+        if not observer.tracebacks:
             self.artifacts.storage.remove(f"{self.scratch}/{name}")  # no traceback in it
 
 

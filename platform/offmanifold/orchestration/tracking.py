@@ -50,12 +50,9 @@ class Tracking:
             logging.getLogger(name).setLevel(logging.CRITICAL)  # their tracebacks end in our one line
         uri = uri or default_uri(storage)
         served = uri.startswith(("http://", "https://"))
-        if served:
-            _reach(uri)
-        path = Path(uri.removeprefix("sqlite:///").partition("?")[0]) if uri.startswith("sqlite:///") else None
+        path = _database(uri)
         try:
-            if path:
-                _open_sqlite(path)
+            check_store(uri)
             client = MlflowClient(uri)
             found = client.get_experiment_by_name(experiment)
             if found:
@@ -74,34 +71,48 @@ class Tracking:
         """A job's run; it ends as FINISHED, FAILED or KILLED, whatever happens inside."""
         try:
             yield run
-        except KeyboardInterrupt:
-            run.end("KILLED")
-            raise
         except BaseException as error:
             with contextlib.suppress(MlflowException):  # the error that is on its way says more
-                run.end("FAILED", f"{type(error).__name__}: {error}")
+                if isinstance(error, KeyboardInterrupt):
+                    run.end("KILLED")
+                else:
+                    run.end("FAILED", f"{type(error).__name__}: {error}")
             raise
         run.end("FINISHED")
 
     def start(self, name: str, params: Mapping[str, Any], tags: Mapping[str, str]) -> "TrackedRun":
         """A run with these params and tags."""
         run_id = self.client.create_run(self.experiment_id, run_name=name, tags={**_source_tags(), **tags}).info.run_id
-        self.client.log_batch(run_id, params=[Param(key, str(value)) for key, value in flatten(params).items()])
+        return self._with(run_id, params, {})
+
+    def reopen(self, run_id: str, params: Mapping[str, Any], tags: Mapping[str, str]) -> "TrackedRun":
+        """A run that goes on: the same params (it may have been cut off before it had them), these tags in place of what they were."""
+        self.client.update_run(run_id, status="RUNNING")
+        return self._with(run_id, params, {"error": "", **tags})
+
+    def _with(self, run_id: str, params: Mapping[str, Any], tags: Mapping[str, str]) -> "TrackedRun":
+        named = [Param(key, str(value)) for key, value in flatten(params).items()]
+        self.client.log_batch(run_id, params=named, tags=[RunTag(name, value) for name, value in tags.items()])
         return TrackedRun(self, run_id)
 
-    def reopen(self, run_id: str, tags: Mapping[str, str]) -> "TrackedRun":
-        """A run that goes on, with these tags in place of what they were."""
-        run = TrackedRun(self, run_id)
-        self.client.update_run(run_id, status="RUNNING")
-        run.tag(**{"error": "", **tags})
-        return run
+    def jobs(self, condition: str = "") -> list[Run]:
+        """Jobs' runs (not trials'), the youngest first."""
+        return [run for run in self.search(condition) if PARENT not in run.data.tags]
 
-    def jobs(self, recipe: str = "", storage: str = "", name: str = "", unfinished: bool = False) -> list[Run]:
-        """Jobs' runs (not trials'), the youngest first: of this recipe, in this storage, of this name, not ended well."""
-        wanted = [f"tags.`{tag}` = '{value}'" for tag, value in ((RECIPE, recipe), (STORAGE, storage)) if value]
-        wanted += [f"attributes.run_name = '{name}'"] if name else []
-        wanted += ["attributes.status != 'FINISHED'"] if unfinished else []
-        return [run for run in self.search(" and ".join(wanted)) if PARENT not in run.data.tags]
+    def unfinished(self, recipe: str) -> list[Run]:
+        """Jobs' runs of this recipe that have not ended well, the youngest first."""
+        return self.jobs(f"tags.`{RECIPE}` = '{recipe}' and attributes.status != 'FINISHED'")
+
+    def status(self, run_id: str) -> str:
+        """RUNNING, FINISHED, FAILED or KILLED; ``""`` for a run that is not in this experiment, or was deleted."""
+        if not run_id:
+            return ""
+        try:
+            info = self.client.get_run(run_id).info
+        except MlflowException:
+            return ""
+        status: str = info.status
+        return status if (info.experiment_id, info.lifecycle_stage) == (self.experiment_id, "active") else ""
 
     def search(self, condition: str) -> Iterator[Run]:
         """All runs of the experiment that meet MLflow's condition, the youngest first."""
@@ -154,8 +165,7 @@ class TrackedRun:
 
     def log(self, metrics: Mapping[str, float], step: int = 0) -> None:
         """Figures at a step."""
-        now = int(time.time() * 1000)
-        self.tracking.client.log_batch(self.run_id, metrics=[Metric(name, value, now, step) for name, value in metrics.items()])
+        self.curves([Point(name, value, step) for name, value in metrics.items()])
 
     def tag(self, **tags: str) -> None:
         """Labels to find the run by."""
@@ -170,14 +180,11 @@ class TrackedRun:
                 raise JobError(f"MLflow's store {self.tracking.uri} cannot keep {file.name} ({first_line(error)})") from error
 
     def curves(self, points: Sequence[Point]) -> None:
-        """Metrics with steps; ``JobError`` where MLflow does not take them."""
+        """Metrics with steps, in as few requests as MLflow allows."""
         now = int(time.time() * 1000)
         metrics = [Metric(point.name, point.value, now, point.step) for point in points]
-        try:
-            for start in range(0, len(metrics), 1000):  # MLflow's limit a batch
-                self.tracking.client.log_batch(self.run_id, metrics=metrics[start : start + 1000])
-        except MlflowException as error:
-            raise JobError(f"MLflow's store {self.tracking.uri} did not take the report's metrics ({first_line(error)})") from error
+        for start in range(0, len(metrics), 1000):
+            self.tracking.client.log_batch(self.run_id, metrics=metrics[start : start + 1000])
 
     def end(self, status: str, error: str = "") -> None:
         """FINISHED, FAILED or KILLED."""
@@ -208,14 +215,28 @@ def _source_tags() -> dict[str, str]:
     return {"mlflow.source.name": Path(sys.argv[0]).name, "mlflow.source.type": "JOB" if "RAY_JOB_ID" in os.environ else "LOCAL"}
 
 
+def check_store(uri: str) -> None:
+    """``JobError`` or ``sqlite3.Error`` where no store answers there: MLflow would try for minutes."""
+    if uri.startswith(("http://", "https://")):
+        _reach(uri)
+    elif path := _database(uri):
+        _open_sqlite(path)
+
+
+def _database(uri: str) -> Path | None:
+    """The file of an sqlite store, if it is one and named by its path."""
+    path = uri.removeprefix("sqlite:///").partition("?")[0]
+    return Path(path) if uri.startswith("sqlite:///") and not path.startswith("file:") else None
+
+
 def _open_sqlite(path: Path) -> None:
-    """MLflow would try to open a store that cannot be opened for a minute and a half."""
+    """One that cannot be opened, MLflow would try to open for a minute and a half."""
     with contextlib.closing(sqlite3.connect(path)) as connection:
         connection.execute("PRAGMA user_version").fetchone()
 
 
 def _reach(uri: str) -> None:
-    """MLflow's own client would try for minutes."""
+    """One that does not answer, MLflow's own client would ask for minutes."""
     try:
         with urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=10):
             return
