@@ -19,6 +19,9 @@ from offmanifold.orchestration.runs import CONFIG, RunFolder, references
 from offmanifold.orchestration.session import default_storage
 from offmanifold.orchestration.storage import Storage
 
+AT_ONCE = 50
+"""Results that are locked and removed together."""
+
 
 @dataclass(frozen=True)
 class Kept:
@@ -75,20 +78,12 @@ def prune(storage: str = default_storage(), yes: bool = False) -> None:
         yes: Remove them; without it, only say which they are.
     """
     place = _existing(storage)
-    removed = [result for result in kept(place) if not result.runs and result.ours]
-    with ExitStack() as until:
-        for result in removed.copy() if yes else ():
-            try:
-                until.enter_context(place.lock(result.key))
-            except Held:
-                console.print(f"{result.key}: is being made; left", markup=False)
-                removed.remove(result)
-        users = _users(place)  # once more: a job may have begun since
-        removed = [result for result in removed if result.key not in users]
-        for result in removed:
-            console.print(f"{result.key}  {result.name}", markup=False)
-            if yes:
-                place.remove(f"recipes/{result.key}")
+    unused = [result for result in kept(place) if not result.runs and result.ours]
+    removed = []
+    for start in range(0, len(unused), AT_ONCE):
+        removed += _remove(place, unused[start : start + AT_ONCE]) if yes else unused[start : start + AT_ONCE]
+    for result in removed:
+        console.print(f"{result.key}  {result.name}", markup=False)
     said = "removed" if yes else "would be removed; add --yes"
     console.print(f"{len(removed)} results, {_size(removed)}: {said}" if removed else "every result is used by a run")
 
@@ -154,6 +149,23 @@ def _existing(root: str) -> Storage:
     if "://" not in root and not Path(root).expanduser().is_dir():
         raise JobError(f"--storage {root}: there is no such folder")
     return Storage.open(root)
+
+
+def _remove(storage: Storage, unused: list[Kept]) -> list[Kept]:
+    """Removes those that nobody is making, and that are still used by no run; which they were."""
+    locked = []
+    with ExitStack() as until:
+        for result in unused:
+            try:
+                until.enter_context(storage.lock(result.key))
+                locked.append(result)
+            except Held:
+                console.print(f"{result.key}: is being made; left", markup=False)
+        users = _users(storage)  # once more: a job may have begun since
+        removed = [result for result in locked if result.key not in users]
+        for result in removed:
+            storage.remove(f"recipes/{result.key}")
+    return removed
 
 
 def _users(storage: Storage) -> dict[str, list[str]]:
