@@ -19,8 +19,9 @@ from offmanifold.result import Cell, Result, SomeCell
 
 Cell_contra = TypeVar("Cell_contra", bound=Cell, contravariant=True)
 
-REPORT_EVERY = 1.0
-"""Seconds between two messages of a trial to the driver; what happens between them goes with the next."""
+REPORT_EVERY, REPORT_SHARE = 1.0, 0.01
+"""Least seconds between two messages of a trial to the driver, and the share of its time that they may take: it waits until each is heard.
+What happens between them goes with the next."""
 
 
 class Make(Protocol[Cell_contra]):
@@ -51,7 +52,7 @@ def trial(params: Mapping[str, int], plan: Plan[Cell], source: Source) -> None:
     """
     cell = plan.cells[params["cell"]]
     device = take_resources(plan.cpus)
-    said = 0.0
+    due = 0.0
     news: list[tuple[int, dict[str, float]]] = []
 
     def report(**more: Any) -> None:
@@ -59,11 +60,13 @@ def trial(params: Mapping[str, int], plan: Plan[Cell], source: Source) -> None:
         news.clear()
 
     def progress(step: int, metrics: Mapping[str, float]) -> None:
-        nonlocal said
+        nonlocal due
         news.append((step, dict(metrics)))
-        if time.monotonic() - said >= REPORT_EVERY:
-            said = time.monotonic()
+        started = time.monotonic()
+        if started >= due:
             report()
+            heard = time.monotonic()
+            due = heard + max(REPORT_EVERY, (heard - started) / REPORT_SHARE)
 
     def make() -> Result:
         inputs = [plan.artifacts.load(needed, plan.fingerprint) for needed in cell.inputs]
