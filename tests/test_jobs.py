@@ -101,7 +101,7 @@ def test_a_submitted_job_ends_with_0_and_its_results_are_in_the_given_store(undi
     assert (parent.info.run_name, parent.info.status) == ("undisturbed", "FINISHED")
     changed = undisturbed.query("model == 'dropout_ensemble' and epsilon == 0.2 and perturbation == 'mim'")["changed"].item()
     assert parent.data.metrics["changed/dropout_ensemble.mim"] == changed
-    assert parent.data.metrics["mim 0.2/changed dropout_ensemble"] == changed
+    assert parent.data.metrics["dropout_ensemble/mim 0.2 changed"] == changed
     assert parent.data.params["config.epsilons"] == "(0.1, 0.2)"
     assert parent.inputs.dataset_inputs[0].dataset.digest == parent.data.tags["data.fingerprint"]
     assert "Share of labels that attacks change" in parent.data.tags["mlflow.note.content"]
@@ -176,6 +176,7 @@ def test_a_job_whose_driver_is_killed_in_each_stage_goes_on_where_it_was_and_giv
     trials = collect("ensemble_robustness", uri=environment["MLFLOW_TRACKING_URI"])
     assert sorted(trials["stage"]) == ["attack"] * 8 + ["train"] * 4
     assert set(trials["status"]) == {"FINISHED"}
+    assert not trials["found"].any()  # all by this run, if not by this job
     table = pd.read_parquet(BytesIO(storage.read(f"runs/ensemble_robustness/{parent.info.run_name}/rows.parquet")))
     assert_frame_equal(table, undisturbed, check_exact=True)
 

@@ -194,7 +194,9 @@ def read_only(tmp_path: Path) -> Path:
 
 def test_a_read_only_root_is_named(tmp_path):
     folder = read_only(tmp_path)
-    with pytest.raises(StorageError, match=rf"the storage {folder} does not take .* \(.+\); make room, or name another with --storage"):
+    with pytest.raises(
+        StorageError, match=rf"the storage {folder} does not take .* \(.+\); make room or allow it, or name another with --storage"
+    ):
         Storage.open(str(folder))
 
 

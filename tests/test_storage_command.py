@@ -66,9 +66,9 @@ def test_list_says_size_maker_and_users(filled, program):
     code, said = program("list", "--storage", filled.root)
     assert code == 0
     lines = {number: next(line for line in said.splitlines() if key(number) in line) for number in (1, 2, 3, 4)}
-    assert lines[1].split()[1:] == ["square", "of", "1", *size(filled, 1), "a", "2023-11-14", "22:13", "2.5", "2", "runs"]
+    assert lines[1].split()[1:] == ["square", "of", "1", *size(filled, 1), "a", "2023-11-14", "22:13", "2.5", "tests/a,", "tests/b"]
     assert lines[2].endswith("tests/b")
-    assert lines[3].endswith("0 runs")
+    assert lines[3].endswith("no run")
     assert "(half-written)" in lines[4]
     assert "4 results" in said
     assert f"2 of them, {' '.join(size(filled, 3, 4))}, are used by no run" in said
@@ -105,6 +105,7 @@ def test_a_forgotten_run_uses_nothing(filled, program):
     assert there(filled) == {key(1)}
     code, said = program("forget", "tests/b", "--storage", filled.root)
     assert (code, said) == (1, f"error: {filled.root} has no run tests/b; there are: tests/a\n")
+    assert program("forget", "--storage", filled.root) == (1, f"error: {filled.root} has no run without a name; there are: tests/a\n")
     with filled.lock("runs/tests/a"):
         assert program("forget", "tests/a", "--storage", filled.root) == (1, "error: tests/a is running\n")
 

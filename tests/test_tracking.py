@@ -204,14 +204,14 @@ def test_collect_finds_the_default_store_and_makes_none(tmp_path, monkeypatch):
     job = Tracking.open("", Storage.open("~/offmanifold"), "collected").start("one", {}, {})
     job.child("cell", {}, {"stage": "attack"})
     assert list(collect("collected")["trial"]) == ["cell"]
-    with pytest.raises(JobError, match=r"MLflow's store .* cannot be read \(.*\); name another"):
+    with pytest.raises(JobError, match=r"MLflow's store .* did not answer \(.*\); check --where, or name another"):
         collect("collected", where="this is no condition")
 
 
 def test_the_saved_view_has_the_columns_of_all_runs(tmp_path, store):
     tracking = Tracking.open(store.uri, Storage.open(str(tmp_path)), "viewed")
-    tracking.save_view(["mim 0.1/changed dropout"], ["config.members"])
-    tracking.save_view(["mim 0.2/changed dropout"], ["config.members"])
+    tracking.save_view(["dropout/mim 0.1 changed"], ["config.members"])
+    tracking.save_view(["dropout/mim 0.2 changed"], ["config.members"])
     view = json.loads(store.client.get_experiment(tracking.experiment_id).tags[VIEW])
     assert view["name"] == "offmanifold"
     assert json.loads(view["state"])["selectedColumns"] == [
@@ -219,8 +219,8 @@ def test_the_saved_view_has_the_columns_of_all_runs(tmp_path, store):
         "attributes.`Duration`",
         "attributes.`Version`",
         "params.`config.members`",
-        "metrics.`mim 0.1/changed dropout`",
-        "metrics.`mim 0.2/changed dropout`",
+        "metrics.`dropout/mim 0.1 changed`",
+        "metrics.`dropout/mim 0.2 changed`",
     ]
 
 

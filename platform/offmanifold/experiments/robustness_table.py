@@ -126,9 +126,9 @@ def curves(summary: pd.DataFrame, reported: Reports) -> list[Metric]:
 
 
 def headline(summary: pd.DataFrame, attack: str, epsilon: float) -> dict[str, float]:
-    """The figures of a run in a list of runs: ``mim 0.175/changed dropout``, of every model at one attack and epsilon."""
+    """The figures of a run in a list of runs: ``dropout/mim 0.175 changed``, of every model at one attack and epsilon."""
     rows = summary[(summary["attack"] == attack) & (summary["epsilon"] == epsilon) & (summary["perturbation"] == attack)]
-    return {f"{attack} {epsilon:g}/changed {row['model']}": row["changed"] for row in rows.to_dict("records")}
+    return {f"{row['model']}/{attack} {epsilon:g} changed": row["changed"] for row in rows.to_dict("records")}
 
 
 def _grouped(summary: pd.DataFrame, reported: Reports) -> Iterator[Any]:

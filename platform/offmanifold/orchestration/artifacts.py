@@ -48,6 +48,11 @@ class Artifacts:
         metrics: dict[str, float] = self._manifest(folder(cell, fingerprint))["metrics"]
         return metrics
 
+    def made(self, cell: Cell, fingerprint: str) -> dict[str, str]:
+        """Who made the stored result: run, device, threads, seconds, versions."""
+        made: dict[str, str] = self._manifest(folder(cell, fingerprint))["made"]
+        return made
+
     def load(self, cell: Cell, fingerprint: str) -> Result:
         """The stored result; ``Altered`` where a file is not what was written."""
         place = folder(cell, fingerprint)

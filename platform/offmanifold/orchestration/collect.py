@@ -31,7 +31,9 @@ def collect(experiment: str, runs: Sequence[str] = (), where: str = "", uri: str
     try:
         return _collected(experiment, runs, where, uri)
     except (MlflowException, SQLAlchemyError, sqlite3.Error) as error:
-        raise JobError(f"MLflow's store {uri} cannot be read ({first_line(error)}); name another with --tracking-uri") from error
+        raise JobError(
+            f"MLflow's store {uri} did not answer ({first_line(error)}); check --where, or name another with --tracking-uri"
+        ) from error
 
 
 def _collected(experiment: str, runs: Sequence[str], where: str, uri: str) -> pd.DataFrame:

@@ -75,7 +75,7 @@ class SweepDisplay:
         self._closed.set()
         if self._live is not None:
             self._live.stop()
-        console.print(self.line())
+        console.print(self.line().partition(", about")[0])
 
     def summary(self) -> str:
         """``train: 10 made, 2 found, 0 failed, 1m20s``"""

@@ -196,7 +196,9 @@ def _as_storage_error(bucket: str) -> Iterator[None]:
     try:
         yield
     except _aws_errors() as error:
-        raise StorageError(f"the bucket s3://{bucket} cannot be used ({first_line(error)}); name another with --storage") from error
+        raise StorageError(
+            f"the bucket s3://{bucket} cannot be used ({first_line(error)}); check AWS's settings, or name another with --storage"
+        ) from error
 
 
 def _aws_errors() -> tuple[type[Exception], ...]:

@@ -46,12 +46,12 @@ class Observer(tune.Callback, tune.Stopper):
         """Asked by Tune after each message."""
         return bool(self.storage_error)
 
-    def found(self, cell: Cell, metrics: Mapping[str, float]) -> None:
-        """A cell whose result is there already."""
+    def found(self, cell: Cell, metrics: Mapping[str, float], by_this_run: bool) -> None:
+        """A cell whose result is there already: of another run, or of this one before it was cut off."""
         if cell.name in self.earlier and self.earlier[cell.name].info.status == "FINISHED":
             return  # by the job that goes on here
         with self._tracked():
-            self._begin(cell, found=True)
+            self._begin(cell, found=not by_this_run)
             self.open[cell.name].log(metrics)
             self.open.pop(cell.name).end("FINISHED")
 

@@ -84,7 +84,7 @@ class Storage:
                     time.sleep(pause)
         except OSError as error:
             reason = os.strerror(error.errno) if error.errno else first_line(error)
-            message = f"the storage {self.root} does not take {name} ({reason}); make room, or name another with --storage"
+            message = f"the storage {self.root} does not take {name} ({reason}); make room or allow it, or name another with --storage"
             raise StorageError(message) from error
 
     def has(self, name: str) -> bool:

@@ -58,7 +58,7 @@ def run_folders(storage: Storage) -> Iterator[RunFolder]:
 
 
 def list_results(storage: str = default_storage()) -> None:
-    """Every stored result: how large it is, which run made it and when, and how many runs use it.
+    """Every stored result: how large it is, which run made it and when, and which runs use it.
 
     Args:
         storage: Folder or s3://bucket/prefix (OFFMANIFOLD_STORAGE, else ~/offmanifold).
@@ -97,8 +97,8 @@ def forget(runs: Annotated[tuple[str, ...], tyro.conf.Positional], storage: str 
     """
     place = _existing(storage)
     there = {f"{folder.experiment}/{folder.name}": folder for folder in run_folders(place)}
-    if unknown := [run for run in runs if run not in there]:
-        raise JobError(f"{place.root} has no run {', '.join(unknown)}; there are: {', '.join(there) or 'none'}")
+    if (unknown := [run for run in runs if run not in there]) or not runs:
+        raise JobError(f"{place.root} has no run {', '.join(unknown) or 'without a name'}; there are: {', '.join(there) or 'none'}")
     for run in runs:
         with ExitStack() as until:
             if not there[run].claim(until):
@@ -199,7 +199,7 @@ def _line(result: Kept) -> dict[str, str]:
         "made by": result.made.get("run", ""),
         "at (UTC)": at,
         "seconds": result.made.get("seconds", ""),
-        "used by": f"{len(result.runs)} runs" if len(result.runs) != 1 else result.runs[0],
+        "used by": ", ".join(result.runs) or "no run",
     }
 
 

@@ -96,7 +96,8 @@ class Sweeps:
         observer = Observer(stage, wanted, self.fingerprint, self.tracked, display)
         for cell in possible:
             if there.get(cell) == "":
-                observer.found(cell, self.artifacts.metrics(cell, self.fingerprint))
+                by_this_run = self.artifacts.made(cell, self.fingerprint).get("run") == self.folder.name
+                observer.found(cell, self.artifacts.metrics(cell, self.fingerprint), by_this_run)
         try:
             if wanted:
                 self._run_trials(
