@@ -139,7 +139,7 @@ def _own_words(trial: Trial) -> str:
     """The exception's name and the first line that it says, from what Tune has just written of it."""
     try:
         error = cloudpickle.loads(Path(trial.pickled_error_file).read_bytes())
-    except (OSError, TypeError):
-        return "it ended without a word"
+    except Exception:  # an error of a class that the driver cannot import, or none: its traceback is in the trial's folder
+        return "it ended with an error that cannot be read here; see its traceback"
     error = getattr(error, "cause", None) or error
     return f"{type(error).__name__}: {first_line(error)}"
