@@ -10,11 +10,12 @@ import pandas as pd
 import pytest
 
 from offmanifold.orchestration.collect import collect
+from offmanifold.orchestration.differences import flatten
 from offmanifold.orchestration.display import SweepDisplay
 from offmanifold.orchestration.errors import JobError
 from offmanifold.orchestration.runs import open_run
 from offmanifold.orchestration.storage import Storage
-from offmanifold.orchestration.tracking import VIEW, Tracking, flatten
+from offmanifold.orchestration.tracking import VIEW, Tracking
 
 
 @pytest.fixture(scope="module")

@@ -10,6 +10,7 @@ from offmanifold.attacks.gradient import (
     basic_iterative,
     check_step_size,
     fast_gradient,
+    fast_gradient_walk,
     momentum_iterative,
     projected_gradient,
 )
@@ -51,6 +52,7 @@ __all__ = [
     "basic_iterative",
     "check_step_size",
     "fast_gradient",
+    "fast_gradient_walk",
     "gaussian",
     "misclassify",
     "momentum_iterative",

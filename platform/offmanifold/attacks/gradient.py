@@ -3,8 +3,8 @@
 That is cleverhans' default for MIM; its BIM has 0.05, its PGD forty steps of 0.01.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -75,6 +75,15 @@ def momentum_iterative(steps: int = DEFAULT_STEPS, step_size: float | None = Non
     return lambda loss, x, threat: _ascend(loss, x, x, threat, steps, _step_size(threat, steps, step_size), momentum)
 
 
+def fast_gradient_walk(loss: Loss, x: Tensor, threat: Threat, steps: int, step_size: float) -> tuple[Tensor, Tensor]:
+    """Fast-gradient steps, every image on the way kept: Gal & Smith (2018), figure 3.
+
+    Returns images (steps + 1, batch, ...), the first of them x, and at which steps the gradient was exactly zero: (steps, batch), bool.
+    """
+    iterates = list(_iterates(loss, x, x, threat, steps, step_size, _gradient_alone))
+    return torch.stack([x, *(images for images, _ in iterates)]), torch.stack([zero for _, zero in iterates])
+
+
 def check_step_size(epsilon: float, steps: int, step_size: float) -> None:
     """``ValueError`` where steps of this size cannot reach the ball's edge, or overshoot it at once (TRAPS 11)."""
     if not epsilon / steps <= step_size * (1 + 1e-9) or not step_size <= epsilon * (1 + 1e-9):
@@ -95,15 +104,26 @@ def _gradient_alone(gradient: Tensor, before: Tensor) -> Tensor:
 
 
 def _ascend(loss: Loss, x: Tensor, start: Tensor, threat: Threat, steps: int, step_size: float, direction: Direction) -> Candidate:
-    """Gradient, direction, step, project: cleverhans 2's order. Gradients are taken in float32 or wider."""
+    """The last of the iterates."""
+    candidate = Candidate(start, torch.zeros(len(x), dtype=torch.int64, device=x.device), steps, step_size)
+    for images, zero in _iterates(loss, x, start, threat, steps, step_size, direction):
+        candidate = replace(candidate, images=images, zero_gradients=candidate.zero_gradients + zero)
+    return candidate
+
+
+def _iterates(
+    loss: Loss, x: Tensor, start: Tensor, threat: Threat, steps: int, step_size: float, direction: Direction
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """After each step, the images and whose gradient was exactly 0: gradient, direction, step, project, in cleverhans 2's order.
+
+    Gradients are taken in float32 or wider.
+    """
     if x.dtype not in (torch.float32, torch.float64):
         raise TypeError(f"images must be float32 or wider, not {x.dtype}: half-precision gradients vanish (TRAPS 1)")
     current, heading = start, torch.zeros_like(x)
-    zero_gradients = torch.zeros(len(x), dtype=torch.int64, device=x.device)
     for step in range(steps):
         current = current.detach().requires_grad_()
         (gradient,) = torch.autograd.grad(loss(current, step).sum(), current)
-        zero_gradients += gradient.flatten(1).eq(0).all(dim=1)
         heading = direction(gradient, heading)
         current = threat.project(current.detach() + step_size * threat.steepest(heading), x)
-    return Candidate(current.detach(), zero_gradients, steps, step_size)
+        yield current, gradient.flatten(1).eq(0).all(dim=1)

@@ -1,9 +1,10 @@
 """Labelled images: bytes in memory, [0, 1] when asked for."""
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -28,6 +29,8 @@ class Dataset:
     pixels: NDArray[np.uint8]
     labels: NDArray[np.int64]
     class_names: tuple[str, ...]
+    columns: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+    """What else is known of each image, by name: arrays (n, ...). Not part of the fingerprint."""
 
     bounds = (0.0, 1.0)
     """Smallest and largest value of a pixel of ``images``."""
@@ -37,6 +40,8 @@ class Dataset:
             raise DataError(f"{self.name}: pixels must be uint8 (n, channels, height, width), not {self.pixels.dtype} {self.pixels.shape}")
         if len(self.pixels) != len(self.labels):
             raise DataError(f"{self.name}: {len(self.pixels)} images but {len(self.labels)} labels")
+        if other := [name for name, values in self.columns.items() if len(values) != len(self.pixels)]:
+            raise DataError(f"{self.name}: {len(self.pixels)} images but {len(self.columns[other[0]])} values of {other[0]}")
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -61,7 +66,8 @@ class Dataset:
 
     def take(self, rows: Sequence[int] | NDArray[np.int64]) -> "Dataset":
         """These images, in this order."""
-        return replace(self, pixels=self.pixels[rows], labels=self.labels[rows])
+        columns = {name: values[rows] for name, values in self.columns.items()}
+        return replace(self, pixels=self.pixels[rows], labels=self.labels[rows], columns=columns)
 
     def sample(self, size: int, *keys: int | str) -> "Dataset":
         """``size`` images without replacement, drawn by these keys."""
@@ -72,6 +78,26 @@ class Dataset:
     def image_hashes(self) -> list[bytes]:
         """A hash for each image's pixels, to find duplicates by."""
         return [hashlib.blake2b(image.tobytes(), digest_size=16).digest() for image in self.pixels]
+
+
+class Images(Protocol):
+    """What a job needs to know of its data."""
+
+    @property
+    def name(self) -> str:
+        """What a person calls it."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Equal for equal data."""
+
+    @property
+    def pool(self) -> Dataset:
+        """Images to train on."""
+
+    @property
+    def test(self) -> Dataset:
+        """Images that nothing is trained on."""
 
 
 @dataclass(frozen=True)

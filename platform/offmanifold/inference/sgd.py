@@ -1,8 +1,9 @@
-"""The one training loop: Adam on the cross-entropy, stopped early by a validation set."""
+"""The one training loop: Adam on an objective, by default the cross-entropy, stopped early by a validation set."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pandas as pd
 import torch
@@ -39,21 +40,47 @@ class Config:
             raise ValueError(f"learning_rate must be above 0 ({self.learning_rate}), weight_decay at least 0 ({self.weight_decay})")
 
 
+@dataclass(frozen=True)
+class Objective:
+    """What a network is trained to."""
+
+    loss: Callable[[Any, Tensor, Tensor], Tensor]
+    """(network, images, labels) -> the batch's mean loss, in nats."""
+    validate: Callable[[Any, Tensor, Tensor], dict[str, float]]
+    """The same over held-out images, in eval mode and without gradients: figures, ``validation_loss`` among them."""
+
+
 class TrainingFailed(Exception):
     """The loss is no number any more; the message says when."""
 
 
+def _cross_entropy(network: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+    return cross_entropy(network(images), labels)
+
+
+def _cross_entropy_and_accuracy(network: nn.Module, images: Tensor, labels: Tensor) -> dict[str, float]:
+    logits = torch.cat([network(chunk) for chunk in images.split(500)])
+    return {
+        "validation_loss": cross_entropy(logits, labels).item(),
+        "validation_accuracy": (logits.argmax(dim=1) == labels).float().mean().item(),
+    }
+
+
+CLASSIFY = Objective(_cross_entropy, _cross_entropy_and_accuracy)
+
+
 def train(
-    network: nn.Sequential,
+    network: nn.Module,
     data: tuple[Dataset, Dataset],
     config: Config,
     seed: int,
     device: torch.device,
     progress: Progress = silent,
+    objective: Objective = CLASSIFY,
 ) -> pd.DataFrame:
     """Trains the network in place on (training, validation) images and leaves it in eval mode with its best epoch's weights.
 
-    Returns a row an epoch: training loss with dropout, validation loss (nats) and accuracy without.
+    Returns a row an epoch: training loss (nats; with dropout), and what the objective says of the validation images (without).
     """
     images, labels = data[0].images.to(device), data[0].targets.to(device)
     held_out = data[1].images.to(device), data[1].targets.to(device)
@@ -69,13 +96,14 @@ def train(
             total = torch.zeros((), device=device)
             for rows in torch.randperm(len(images), generator=order).to(device).split(config.train_batch_size):
                 optimiser.zero_grad(set_to_none=True)
-                loss = cross_entropy(network(images[rows]), labels[rows])
+                loss = objective.loss(network, images[rows], labels[rows])
                 loss.backward()
                 optimiser.step()
                 total += loss.detach() * len(rows)
             schedule.step()
             network.eval()
-            row = {"epoch": float(epoch), "train_loss": total.item() / len(images), **_validate(network, *held_out)}
+            with torch.no_grad():
+                row = {"epoch": float(epoch), "train_loss": total.item() / len(images), **objective.validate(network, *held_out)}
             if not (math.isfinite(row["train_loss"]) and math.isfinite(row["validation_loss"])):
                 losses = f"training loss is {row['train_loss']:g}, the validation loss {row['validation_loss']:g}"
                 raise TrainingFailed(f"epoch {epoch}: the {losses}; try a learning rate below {config.learning_rate:g}")
@@ -87,12 +115,3 @@ def train(
                 break
     network.load_state_dict(best)
     return pd.DataFrame(history).astype({"epoch": int})
-
-
-@torch.no_grad()
-def _validate(network: nn.Sequential, images: Tensor, labels: Tensor) -> dict[str, float]:
-    logits = torch.cat([network(chunk) for chunk in images.split(500)])
-    return {
-        "validation_loss": cross_entropy(logits, labels).item(),
-        "validation_accuracy": (logits.argmax(dim=1) == labels).float().mean().item(),
-    }

@@ -1,12 +1,14 @@
 """A job: from the command line to tables, figures and an exit code."""
 
 import dataclasses
+import hashlib
 import json
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Generic, TypeVar
@@ -14,7 +16,8 @@ from typing import Generic, TypeVar
 import ray
 from mlflow.exceptions import MlflowException
 
-from offmanifold.data import DataError, Source
+from offmanifold.data import DataError, Images, Source
+from offmanifold.data.shards import Plan
 from offmanifold.experiments.report import Report
 from offmanifold.orchestration.artifacts import Altered, Artifacts
 from offmanifold.orchestration.command_line import parse
@@ -23,6 +26,7 @@ from offmanifold.orchestration.errors import JobError, first_line
 from offmanifold.orchestration.provenance import git_commit, versions
 from offmanifold.orchestration.runs import CONFIG, open_run
 from offmanifold.orchestration.session import Execution, connect
+from offmanifold.orchestration.shards import find_or_write
 from offmanifold.orchestration.storage import Storage
 from offmanifold.orchestration.sweep import Sweeps
 from offmanifold.orchestration.tracking import Tracking
@@ -68,15 +72,29 @@ class Job(Generic[Config]):
         console.print(f"{run.folder.name}: {source.name}, {images}", markup=False)
         return source
 
-    def sweep(self, stage: str, make: Make[SomeCell], cells: Sequence[SomeCell]) -> Mapping[SomeCell, Result]:
-        """Every cell's result, found or made in parallel; what failed is named at the end, and the job then fails."""
-        outcome = self._begun().stage(stage, make, cells)
+    def sweep(self, stage: str, make: Make[SomeCell], cells: Sequence[SomeCell], on: Images | None = None) -> Mapping[SomeCell, Result]:
+        """Every cell's result, found or made in parallel; what failed is named at the end, and the job then fails.
+
+        ``on``: the data that it works on, where that is not what was loaded.
+        """
+        sweeps = self._begun() if on is None else self._begun().on(on)
+        outcome = sweeps.stage(stage, make, cells)
         self.failures |= outcome.failures
         self.stages.append(outcome.summary)
         if not outcome.results:
             self.summarise()
             raise JobError(self._failed(f"nothing to go on with, all of {stage!r} failed"))
         return outcome.results
+
+    def write(self, plan: Plan, folder: str = "") -> str:
+        """Where the data set is, found or written in parallel: in this folder, by default in the storage under its recipe's key."""
+        self._begun()
+        root = Storage.open(folder) if folder else Storage.at(self.storage.where(f"data/{plan.name}-{plan.key}"))
+        says = partial(console.print, f"shards: another job writes {root.root}", markup=False)
+        with self.storage.lock(f"data-{hashlib.sha256(root.root.encode()).hexdigest()[:20]}", wait=says):
+            shards, summary = find_or_write(plan, root, self.execution)
+        self.stages.append(summary)
+        return shards.root
 
     def report(self, report: Report) -> None:
         """Prints the table and the conclusion; tables and figures become files and MLflow artifacts."""

@@ -9,10 +9,11 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
+from offmanifold.orchestration.differences import differences
 from offmanifold.orchestration.errors import JobError
 from offmanifold.orchestration.locks import Held
 from offmanifold.orchestration.storage import Storage
-from offmanifold.orchestration.tracking import RECIPE, STORAGE, TrackedRun, Tracking, flatten
+from offmanifold.orchestration.tracking import RECIPE, STORAGE, TrackedRun, Tracking
 
 CONFIG, RECIPES = "config.json", "recipes.json"
 MLFLOW_RUN, FOLDER = "mlflow.run", "folder"
@@ -137,10 +138,5 @@ def _check_same(folder: RunFolder, params: Mapping[str, Any]) -> None:
     earlier = folder.config()
     if not earlier:
         return
-    there, here = flatten({name: earlier.get(name) for name in params}), flatten(json.loads(json.dumps(params, default=str)))
-    differing = [
-        f"{name} is {there.get(name)} there and {here.get(name)} here" for name in {**there, **here} if there.get(name) != here.get(name)
-    ]
-    if differing:
-        more = f", and {len(differing) - 3} more" if len(differing) > 3 else ""
-        raise JobError(f"{folder.where} is of another config: {'; '.join(differing[:3])}{more}. Choose another --name")
+    if differing := differences({name: earlier.get(name) for name in params}, params):
+        raise JobError(f"{folder.where} is of another config: {differing}. Choose another --name")

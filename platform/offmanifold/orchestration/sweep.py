@@ -9,13 +9,13 @@ import signal
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import ray
 from ray import tune
 
-from offmanifold.data import Source
+from offmanifold.data import Images
 from offmanifold.orchestration.artifacts import Artifacts
 from offmanifold.orchestration.display import SweepDisplay, console
 from offmanifold.orchestration.errors import StorageError, first_line
@@ -61,12 +61,16 @@ class Outcome(NamedTuple):
 class Sweeps:
     """What the stages of a job share."""
 
-    source: "ray.ObjectRef[Source]"
+    source: "ray.ObjectRef[Images]"
     fingerprint: str
     artifacts: Artifacts
     execution: Execution
     folder: RunFolder
     tracked: TrackedRun
+
+    def on(self, data: Images) -> "Sweeps":
+        """The same job's, of stages that work on other data."""
+        return replace(self, source=ray.put(data), fingerprint=data.fingerprint)
 
     @property
     def scratch(self) -> str:

@@ -23,8 +23,9 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 from sqlalchemy.exc import SQLAlchemyError
 
-from offmanifold.data import Source
+from offmanifold.data import Images
 from offmanifold.experiments.report import Metric as Point
+from offmanifold.orchestration.differences import flatten
 from offmanifold.orchestration.errors import JobError, first_line
 from offmanifold.orchestration.storage import Storage
 
@@ -157,7 +158,7 @@ class TrackedRun:
         found = self.tracking.search(f"tags.`{PARENT}` = '{self.run_id}' and tags.stage = '{stage}'")
         return {run.info.run_name: run for run in found}
 
-    def saw(self, source: Source) -> None:
+    def saw(self, source: Images) -> None:
         """The data, in MLflow's column for it."""
         profile = json.dumps({"images to train on": len(source.pool), "images to test on": len(source.test)})
         data = Dataset(source.name, source.fingerprint[:36], "local", json.dumps({"uri": source.name}), profile=profile)
@@ -200,14 +201,6 @@ def default_uri(storage: Storage) -> str:
             f"--storage {storage.root} is a bucket, which can hold no MLflow store: name one with --tracking-uri (a server's address)"
         )
     return f"sqlite:///{storage.where('mlflow.db')}"
-
-
-def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings with dotted names, as MLflow compares them."""
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
-    return flat
 
 
 def _source_tags() -> dict[str, str]:

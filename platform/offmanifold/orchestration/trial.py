@@ -9,7 +9,7 @@ from typing import Any, Generic, Protocol, TypeVar
 import torch
 from ray import tune
 
-from offmanifold.data import Source
+from offmanifold.data import Images
 from offmanifold.orchestration.artifacts import Artifacts
 from offmanifold.orchestration.errors import StorageError
 from offmanifold.orchestration.provenance import versions
@@ -27,8 +27,8 @@ What happens between them goes with the next."""
 class Make(Protocol[Cell_contra]):
     """How a cell is computed: science, that knows neither Ray nor MLflow."""
 
-    def __call__(self, cell: Cell_contra, source: Source, inputs: Sequence[Result], device: torch.device, progress: Progress, /) -> Result:
-        """The cell's result, from the data and the results of its inputs."""
+    def __call__(self, cell: Cell_contra, source: Any, inputs: Sequence[Result], device: torch.device, progress: Progress, /) -> Result:
+        """The cell's result, from the data (a ``Source``, or whatever the stage is said to be ``on``) and the results of its inputs."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Plan(Generic[SomeCell]):
     """The run that the results are made for."""
 
 
-def trial(params: Mapping[str, int], plan: Plan[Cell], source: Source) -> None:
+def trial(params: Mapping[str, int], plan: Plan[Cell], source: Images) -> None:
     """In a worker: one cell, from its inputs' artifacts to its own. The source's pixels are the object store's, not a copy.
 
     What it reports: ``news``, (step, metrics) in their order; ``says``, words for the display; ``found``, whether another run has made it

@@ -1,0 +1,179 @@
+"""Manifold MNIST: images decoded from latents whose density is known exactly.  Gal & Smith (2018), section 6.1 and appendix D."""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import torch
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor
+
+from offmanifold.data.dataset import Dataset
+from offmanifold.data.shards import Plan, Shards
+from offmanifold.density import ImageDensity, LatentDensity, on_manifold
+from offmanifold.density.likelihood import Gaussian, Likelihood
+from offmanifold.models import vae
+from offmanifold.randomness import generator
+
+NAME, MODEL = "manifold_mnist", "model.safetensors"
+RECIPE_VERSION = 1
+"""Raised when other rows would be made of the same recipe."""
+SPLITS = ("train", "validation", "test")
+LATENTS = ("latent_0", "latent_1")
+LOG_DENSITIES = ("log_density", "log_density_of_class", "log_density_on_manifold")
+"""log p(z) of the mixture; log p(z | c) of the image's own class; log p(z) - ½ log det J'J, the density on the decoder's surface."""
+
+
+@dataclass(frozen=True)
+class Manifold:
+    """What images are made of: a density over latents, and a VAE that decodes them."""
+
+    density: LatentDensity
+    network: vae.Vae
+
+    def __post_init__(self) -> None:
+        if self.density.dimension != 2:
+            raise ValueError(f"Manifold MNIST needs a latent space of 2 dimensions, this one has {self.density.dimension}")
+
+    def decode(self, z: Tensor) -> Tensor:
+        """Latents (n, 2), float64 -> images (n, 1, 28, 28) on the CPU; computed where the network is. Differentiable."""
+        device = next(self.network.parameters()).device
+        return self.network.decode(z.float().to(device)).cpu()
+
+    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Images -> mean and standard deviation of q(z | x), each (n, 2), float64."""
+        device = next(self.network.parameters()).device
+        mean, std = self.network.encode(x.to(device))
+        return mean.cpu().double(), std.cpu().double()
+
+    def images(self, likelihood: Likelihood | None = None) -> ImageDensity:
+        """The images' density under this likelihood; by default Gaussian, of width 0.1."""
+        return ImageDensity(self.density, self.decode, self.encode, likelihood or Gaussian())
+
+
+@dataclass(frozen=True)
+class ManifoldMnist:
+    """The data set in memory. ``columns`` of each split hold ``latent`` (n, 2), ``log_density`` and the other LOG_DENSITIES, (n,), in nats.
+
+    Pixels are bytes: an image is its decoded latent to 1/510.
+    """
+
+    train: Dataset
+    validation: Dataset
+    test: Dataset
+    manifold: Manifold
+    fingerprint: str
+    """Of every row and the recipe."""
+    name: str = NAME
+
+    @property
+    def pool(self) -> Dataset:
+        """The images to train on."""
+        return self.train
+
+    @property
+    def density(self) -> LatentDensity:
+        """p(z), exact."""
+        return self.manifold.density
+
+    def image_log_density(self, x: Tensor, likelihood: Likelihood | None = None) -> pd.DataFrame:
+        """log p(x) of images (n, 1, 28, 28) by quadrature, with its error for every image: see ``ImageDensity.quadrature``."""
+        return self.manifold.images(likelihood).quadrature(x)
+
+
+def load(root: str) -> ManifoldMnist:
+    """The data set in this folder (or ``s3://bucket/prefix``), every file checked; ``DataError`` names one that is missing or altered."""
+    shards = Shards.open(root)
+    train, validation, test = (_joined(list(stream(root, split))) for split in SPLITS)
+    return ManifoldMnist(train, validation, test, _read_manifold(shards), shards.fingerprint)
+
+
+def stream(root: str, split: str) -> Iterator[Dataset]:
+    """The split's shards, one after another: memory holds one at a time."""
+    shards = Shards.open(root)
+    for table in shards.tables(split):
+        yield _dataset(table, shards.manifest)
+
+
+@dataclass(frozen=True)
+class MakeImages:
+    """Rows of a shard: latents drawn by (seed, split, shard), decoded, with their densities."""
+
+    manifold: Manifold
+    seed: int
+
+    def __call__(self, split: str, shard: int, rows: int, device: torch.device) -> pa.Table:
+        self.manifold.network.to(device)
+        density = self.manifold.density
+        z, label = density.sample(rows, generator(self.seed, NAME, split, shard))
+        with torch.no_grad():
+            images = self.manifold.decode(z)
+        of_class = density.class_log_probs(z)
+        columns = {
+            "label": label,
+            "latent_0": z[:, 0],
+            "latent_1": z[:, 1],
+            "log_density": density.log_prob(z),
+            "log_density_of_class": of_class[torch.arange(rows), label],
+            "log_density_on_manifold": on_manifold(self.manifold.decode, density.log_prob(z), z),
+        }
+        pixels = images.mul(255.0).round().to(torch.uint8).flatten()
+        image = pa.FixedSizeListArray.from_arrays(pa.array(pixels.numpy()), images[0].numel())
+        return pa.table({"image": image, **{name: values.numpy() for name, values in columns.items()}})
+
+
+def plan(manifold: Manifold, rows: Mapping[str, int], shard_rows: int, seed: int, made_of: Mapping[str, Any]) -> Plan:
+    """A data set of so many rows a split, to be written in shards of ``shard_rows``; ``made_of``: the recipes of VAE and density."""
+    return Plan(
+        name=NAME,
+        recipe={"version": RECIPE_VERSION, "rows": dict(rows), "shard_rows": shard_rows, "seed": seed, **made_of},
+        rows={split: [min(shard_rows, rows[split] - first) for first in range(0, rows[split], shard_rows)] for split in SPLITS},
+        make=MakeImages(manifold, seed),
+        about={
+            "class_names": [str(label) for label in manifold.density.classes],
+            "image_shape": list(manifold.network.shape),
+            "units": "image: bytes of [0, 1]; latents: those of the VAE; log densities: nats",
+        },
+        files={MODEL: _write_manifold(manifold)},
+    )
+
+
+def _write_manifold(manifold: Manifold) -> bytes:
+    """VAE and density as safetensors."""
+    network, density = manifold.network, manifold.density
+    hidden = [layer.out_features for layer in network.encoder if isinstance(layer, torch.nn.Linear)][:-1]
+    about = {"hidden": hidden, "shape": network.shape, "counts": density.counts, "classes": density.classes, "bandwidth": density.bandwidth}
+    tensors = {f"vae.{name}": value.cpu() for name, value in network.state_dict().items()}
+    return save_tensors({**tensors, "density.points": density.points}, {"about": json.dumps(about)})
+
+
+def _read_manifold(shards: Shards) -> Manifold:
+    content = shards.file(MODEL)
+    tensors = load_tensors(content)
+    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    about = json.loads(header["__metadata__"]["about"])
+    points = tensors.pop("density.points")
+    network = vae.build(vae.Config(tuple(about["hidden"]), points.shape[1]), about["shape"], seed=0)
+    network.load_state_dict({name.removeprefix("vae."): value for name, value in tensors.items()})
+    density = LatentDensity(points, tuple(about["counts"]), tuple(about["classes"]), about["bandwidth"])
+    return Manifold(density, network.eval().requires_grad_(False))
+
+
+def _dataset(table: pa.Table, manifest: Mapping[str, Any]) -> Dataset:
+    table = table.combine_chunks()
+    pixels = table["image"].chunk(0).flatten().to_numpy().reshape(-1, *manifest["image_shape"])
+    columns = {name: table[name].to_numpy() for name in LOG_DENSITIES}
+    latent = np.stack([table[name].to_numpy() for name in LATENTS], axis=1)
+    return Dataset(NAME, pixels, table["label"].to_numpy(), tuple(manifest["class_names"]), {"latent": latent, **columns})
+
+
+def _joined(parts: list[Dataset]) -> Dataset:
+    first = parts[0]
+    columns = {name: np.concatenate([part.columns[name] for part in parts]) for name in first.columns}
+    pixels, labels = np.concatenate([part.pixels for part in parts]), np.concatenate([part.labels for part in parts])
+    return Dataset(first.name, pixels, labels, first.class_names, columns)

@@ -1,0 +1,165 @@
+"""A data set in files: parquet shards that any reader of parquet opens, and a manifest that tells what they are and if they are whole."""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from pyarrow import fs
+
+from offmanifold.data.dataset import DataError
+
+FORMAT = 1
+"""Of the manifest; raised when an older offmanifold could not read it, or would misread it."""
+MANIFEST, UNFINISHED = "manifest.json", "unfinished.json"
+"""The first is written last; until then the second tells whose the files are."""
+
+
+class MakeShard(Protocol):
+    """Makes the rows of one shard: the same on any machine, whatever else it made before."""
+
+    def __call__(self, split: str, shard: int, rows: int, device: torch.device) -> pa.Table:
+        """So many rows."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A data set to be written."""
+
+    name: str
+    recipe: Mapping[str, Any]
+    """All that decides what is in it."""
+    rows: Mapping[str, Sequence[int]]
+    """Split -> rows of each of its shards."""
+    make: MakeShard
+    about: Mapping[str, Any]
+    """What a reader must know besides: class names, an image's shape, ..."""
+    files: Mapping[str, bytes]
+    """Other files of the data set, by name."""
+
+    @property
+    def key(self) -> str:
+        """A hash of the recipe: where the data set lies unless a folder is named."""
+        return hashlib.sha256(json.dumps(self.recipe, sort_keys=True).encode()).hexdigest()[:20]
+
+
+@dataclass(frozen=True)
+class Shards:
+    """A data set that was written, in a folder or under ``s3://``."""
+
+    root: str
+    manifest: Mapping[str, Any]
+
+    @classmethod
+    def open(cls, root: str) -> "Shards":
+        """By its manifest; ``DataError`` where there is none, or none that this version reads."""
+        try:
+            manifest = json.loads(_read(root, MANIFEST))
+        except FileNotFoundError:
+            raise DataError(f"{root} holds no data set: it has no {MANIFEST}. Build it, or name its folder") from None
+        except ValueError:
+            raise DataError(f"{root}/{MANIFEST} is not what was written; remove the folder, and build the data set again") from None
+        if manifest.get("format") != FORMAT:
+            raise DataError(f"{root} is of format {manifest.get('format')}, this offmanifold reads {FORMAT}: use the one that wrote it")
+        return cls(root, manifest)
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of every row of every shard, and of the recipe."""
+        return str(self.manifest["fingerprint"])
+
+    def file(self, name: str) -> bytes:
+        """A file's content; ``DataError`` where it is missing or not what was written."""
+        advice = "the manifest tells what it was; remove the folder, and build the data set again"
+        try:
+            content = _read(self.root, name)
+        except FileNotFoundError:
+            raise DataError(f"{self.root}/{name} is missing: {advice}") from None
+        if hashlib.sha256(content).hexdigest() != self.manifest["files"][name]["sha256"]:
+            raise DataError(f"{self.root}/{name} was altered: {advice}")
+        return content
+
+    def tables(self, split: str) -> Iterator[pa.Table]:
+        """A split's shards, one after another: no more than one is held."""
+        if split not in self.manifest["splits"]:
+            raise DataError(f"{self.root} has no split {split!r}; there are: {', '.join(self.manifest['splits'])}")
+        for shard in self.manifest["splits"][split]["shards"]:
+            yield pq.read_table(BytesIO(self.file(shard)))
+
+    def verify(self) -> None:
+        """Reads everything; ``DataError`` for the first file that is missing or altered."""
+        for name in self.manifest["files"]:
+            self.file(name)
+
+
+class Written(NamedTuple):
+    """A shard as it was made."""
+
+    name: str
+    content: bytes
+    """Of the file."""
+    rows: int
+    rows_hash: str
+    """Of the rows alone: files of other versions of parquet differ, though they hold the same."""
+    schema: dict[str, str]
+
+
+def make_shard(plan: Plan, split: str, shard: int, device: torch.device) -> Written:
+    """A shard's file, ``train-00000.parquet``: with zstd, and no encoding or type that only some readers know."""
+    table = plan.make(split, shard, plan.rows[split][shard], device)
+    stream = BytesIO()
+    pq.write_table(table, stream, compression="zstd")
+    rows_hash = hashlib.sha256()
+    for column in table.combine_chunks().columns:
+        for buffer in column.chunk(0).buffers() if column.num_chunks else []:
+            rows_hash.update(buffer or b"")
+    schema = {field.name: str(field.type) for field in table.schema}
+    return Written(shard_name(split, shard), stream.getvalue(), table.num_rows, rows_hash.hexdigest(), schema)
+
+
+def shard_name(split: str, shard: int) -> str:
+    """``train-00000.parquet``."""
+    return f"{split}-{shard:05}.parquet"
+
+
+def manifest(plan: Plan, shards: Mapping[str, Mapping[str, Any]], made: Mapping[str, Any]) -> bytes:
+    """What tells of a data set that is whole: ``shards``, name -> what ``entry`` says of it; ``made``, by whom and where."""
+    names = {split: [shard_name(split, shard) for shard in range(len(rows))] for split, rows in plan.rows.items()}
+    contents = [shards[name]["rows_sha256"] for of_split in names.values() for name in of_split]
+    about = {
+        "format": FORMAT,
+        "name": plan.name,
+        "key": plan.key,
+        "fingerprint": hashlib.sha256(json.dumps([plan.recipe, contents], sort_keys=True).encode()).hexdigest()[:16],
+        **plan.about,
+        "schema": next(iter(shards.values()))["schema"],
+        "splits": {split: {"rows": sum(plan.rows[split]), "shards": of_split} for split, of_split in names.items()},
+        "files": {name: {key: value for key, value in entry.items() if key != "schema"} for name, entry in sorted(shards.items())}
+        | {name: file_entry(content) for name, content in plan.files.items()},
+        "recipe": plan.recipe,
+        "made": made,
+    }
+    return json.dumps(about, indent=1).encode()
+
+
+def file_entry(content: bytes) -> dict[str, Any]:
+    """What the manifest says of a file."""
+    return {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+
+
+def _read(root: str, name: str) -> bytes:
+    try:
+        filesystem, path = fs.FileSystem.from_uri(root) if "://" in root else (fs.LocalFileSystem(), str(Path(root).expanduser()))
+        with filesystem.open_input_file(f"{path}/{name}") as stream:
+            content: bytes = stream.readall()
+            return content
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise DataError(f"{root}/{name} cannot be read ({(str(error) or type(error).__name__).splitlines()[0]})") from error

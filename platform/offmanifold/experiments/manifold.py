@@ -1,0 +1,204 @@
+"""The data set that experiments on a known manifold share: a VAE, a density over its latents, and images decoded from it.
+
+Two kinds of cell: ``Autoencoder``, and the ``Density`` of its latents, which can be changed without training anew.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar, NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+
+from offmanifold import data
+from offmanifold.data import DATASETS, Source, manifold_mnist
+from offmanifold.data.shards import Plan
+from offmanifold.density import LatentDensity, choose_bandwidth, held_out_log_prob
+from offmanifold.inference import autoencoder
+from offmanifold.models import vae
+from offmanifold.progress import Progress
+from offmanifold.randomness import derive
+from offmanifold.result import Result, recipe
+
+
+@dataclass(frozen=True)
+class Config:
+    """What decides the data set. The defaults are of the preset quick."""
+
+    dataset: str = "digits"
+    """Data set that the VAE learns: digits (8 x 8 pixels resized to 28 x 28, always at hand) or mnist."""
+    vae_images: int = 1100
+    """Images, of all classes, that the VAE is trained on; those of ``classes`` get a bump each."""
+    held_out_images: int = 250
+    """Images that stop the VAE's training and choose the bandwidth."""
+    vae: autoencoder.Config = field(default_factory=lambda: autoencoder.Config(vae_epochs=25, vae_batch_size=64, vae_learning_rate=2e-3))
+    classes: tuple[int, ...] = (0, 1, 4)
+    """Classes that the data set has."""
+    bandwidth: float | None = None
+    """Standard deviation of a bump, in latent units; None: what makes held-out latents likeliest."""
+    train_images: int = 500
+    """Images of the data set to train on."""
+    validation_images: int = 100
+    """Images of the data set that stop a training early."""
+    test_images: int = 100
+    """Images of the data set to test on."""
+    shard_images: int = 500
+    """Images in a shard, at most."""
+    folder: str = ""
+    """Folder or s3://bucket/prefix of the data set; by default it is in the storage, under its recipe's key."""
+
+    def __post_init__(self) -> None:
+        if self.dataset not in DATASETS:
+            raise ValueError(f"dataset {self.dataset!r} is unknown; there are: {', '.join(DATASETS)}")
+        for name in ("vae_images", "held_out_images", "train_images", "validation_images", "test_images", "shard_images"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if len(self.classes) < 2 or len(set(self.classes)) < len(self.classes):
+            raise ValueError(f"classes must be at least two, named once each: not {self.classes}")
+        if self.bandwidth is not None and self.bandwidth <= 0:
+            raise ValueError(f"bandwidth must be above 0, not {self.bandwidth:g}")
+        if self.vae.network.latent_dimension != 2:
+            raise ValueError(f"latent_dimension must be 2 (maps and quadrature need a plane), not {self.vae.network.latent_dimension}")
+
+
+LAPTOP = Config(
+    dataset="mnist",
+    vae_images=55_000,
+    held_out_images=4_500,
+    vae=autoencoder.Config(),
+    train_images=5_000,
+    validation_images=1_000,
+    test_images=1_000,
+    shard_images=1_000,
+)
+"""As the paper: MNIST, 50 epochs, 5,000 training images."""
+
+
+@dataclass(frozen=True)
+class Autoencoder:
+    """A VAE to train, on all classes."""
+
+    RECIPE_VERSION: ClassVar[int] = 1
+    inputs: ClassVar[tuple["Autoencoder", ...]] = ()
+    name: ClassVar[str] = "vae"
+
+    images: int
+    held_out_images: int
+    config: autoencoder.Config
+    seed: int
+
+
+@dataclass(frozen=True)
+class Density:
+    """The density of some classes' latents."""
+
+    RECIPE_VERSION: ClassVar[int] = 1
+    name: ClassVar[str] = "latent density"
+
+    autoencoder: Autoencoder
+    classes: tuple[int, ...]
+    bandwidth: float | None
+
+    @property
+    def inputs(self) -> tuple[Autoencoder]:
+        return (self.autoencoder,)
+
+
+class Models(NamedTuple):
+    """The results of the two cells."""
+
+    autoencoder: Autoencoder
+    vae: Result
+    density_cell: Density
+    density: Result
+
+    @classmethod
+    def of(cls, vae: Mapping[Autoencoder, Result], density: Mapping[Density, Result]) -> "Models":
+        """From what their sweeps gave, a cell each."""
+        ((autoencoder, trained),), ((cell, fitted),) = vae.items(), density.items()
+        return cls(autoencoder, trained, cell, fitted)
+
+
+def load(config: Config) -> Source:
+    """The images that the VAE learns; ``DataError`` where there are too few, or none of a class."""
+    source = data.load(config.dataset)
+    needed = config.vae_images + config.held_out_images
+    if needed > len(source.pool):
+        raise data.DataError(f"{config.dataset} has {len(source.pool):,} images to train and validate on, the config asks for {needed:,}")
+    for label in config.classes:
+        if not (source.pool.labels == label).any():
+            raise data.DataError(f"{config.dataset} has no image of class {label}; its classes are {', '.join(source.pool.class_names)}")
+    return source
+
+
+def autoencoders(config: Config, seed: int) -> list[Autoencoder]:
+    """The one VAE."""
+    return [Autoencoder(config.vae_images, config.held_out_images, config.vae, seed)]
+
+
+def densities(config: Config, seed: int) -> list[Density]:
+    """The one density."""
+    return [Density(cell, config.classes, config.bandwidth) for cell in autoencoders(config, seed)]
+
+
+def train(cell: Autoencoder, source: Source, inputs: Sequence[Result], device: torch.device, progress: Progress) -> Result:
+    """The VAE's weights, and a row an epoch: the negative evidence lower bound, nats an image."""
+    epochs: list[Mapping[str, float]] = []
+
+    def note(step: int, metrics: Mapping[str, float]) -> None:
+        epochs.append(metrics)
+        progress(step, metrics)
+
+    network = autoencoder.fit(_split(cell, source), cell.config, derive(cell.seed, "vae"), device, note)
+    weights = {name: value.cpu().numpy() for name, value in network.state_dict().items()}
+    return Result(pd.DataFrame(epochs), weights, {"validation_elbo": -min(epoch["validation_loss"] for epoch in epochs)})
+
+
+def fit(cell: Density, source: Source, inputs: Sequence[Result], device: torch.device, progress: Progress) -> Result:
+    """The bumps, the bandwidth with its half and double, and where the held-out images of all classes lie."""
+    training, held_out = _split(cell.autoencoder, source)
+    network = _network(cell.autoencoder, inputs[0], training.pixels.shape[1:])
+    with torch.no_grad():
+        latents, held_out_latents = (network.encode(part.images)[0].double() for part in (training, held_out))
+    density = LatentDensity.of(latents, training.targets, cell.classes, cell.bandwidth or 1.0)
+    if cell.bandwidth is None:
+        density = density.with_bandwidth(choose_bandwidth(density, held_out_latents, held_out.targets))
+    rows = [
+        {
+            "bandwidth": density.bandwidth * factor,
+            "of_chosen": factor,
+            "held_out_log_prob": held_out_log_prob(density.with_bandwidth(density.bandwidth * factor), held_out_latents, held_out.targets),
+        }
+        for factor in (0.5, 1.0, 2.0)
+    ]
+    arrays = {
+        "points": density.points.numpy(),
+        "counts": np.array(density.counts),
+        "held_out_latents": held_out_latents.numpy(),
+        "held_out_labels": held_out.labels,
+    }
+    metrics = {"bandwidth": density.bandwidth, "held_out_log_prob": rows[1]["held_out_log_prob"]}
+    return Result(pd.DataFrame(rows), arrays, metrics)
+
+
+def plan(config: Config, seed: int, source: Source, models: Models) -> Plan:
+    """The data set to be written."""
+    points, counts = models.density.arrays["points"], models.density.arrays["counts"]
+    classes, bandwidth = models.density_cell.classes, models.density.metrics["bandwidth"]
+    density = LatentDensity(torch.from_numpy(points), tuple(counts.tolist()), classes, bandwidth)
+    network = _network(models.autoencoder, models.vae, source.pool.pixels.shape[1:])
+    manifold = manifold_mnist.Manifold(density, network)
+    rows = {split: getattr(config, f"{split}_images") for split in manifold_mnist.SPLITS}
+    made_of = {"vae": recipe(models.autoencoder, source.fingerprint), "density": recipe(models.density_cell, source.fingerprint)}
+    return manifold_mnist.plan(manifold, rows, config.shard_images, seed, made_of)
+
+
+def _split(cell: Autoencoder, source: Source) -> tuple[data.Dataset, data.Dataset]:
+    return source.split(cell.images, cell.held_out_images, cell.seed, "vae")
+
+
+def _network(cell: Autoencoder, result: Result, shape: Sequence[int]) -> vae.Vae:
+    network = vae.build(cell.config.network, shape, seed=0)
+    network.load_state_dict({name: torch.from_numpy(value) for name, value in result.arrays.items()})
+    return network.eval().requires_grad_(False)
