@@ -16,14 +16,12 @@ from offmanifold.orchestration.job import start
 
 def main() -> None:
     with start(__doc__, experiment.PRESETS) as job:
-        config = job.config.data, job.config.seed
+        known, seed = job.config.data, job.config.seed
         source = job.load(experiment.load)
-        vae = job.sweep("vae", manifold.train, manifold.autoencoders(*config))
-        density = job.sweep("density", manifold.fit, manifold.densities(*config))
-        models = manifold.Models.of(vae, density)
-        data = manifold_mnist.load(job.write(manifold.plan(*config, source, models), job.config.data.folder))
+        vae = job.sweep("vae", manifold.train, manifold.autoencoders(known, seed))
+        data = manifold_mnist.load(job.write(manifold.plan(known, seed, source, vae), known.folder))
         measured = job.sweep("measure", experiment.measure, experiment.measured(job.config), on=data)
-        job.report(experiment.summarise(job.config, data, models, measured))
+        job.report(experiment.summarise(job.config, data, vae, measured))
 
 
 if __name__ == "__main__":

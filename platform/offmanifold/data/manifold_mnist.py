@@ -1,7 +1,7 @@
 """Manifold MNIST: images decoded from latents whose density is known exactly.  Gal & Smith (2018), section 6.1 and appendix D."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from offmanifold.data.dataset import Dataset
-from offmanifold.data.shards import Plan, Shards
+from offmanifold.data.shards import Contents, Plan, Shards
 from offmanifold.density import ImageDensity, LatentDensity, on_manifold
 from offmanifold.density.likelihood import Gaussian, Likelihood
 from offmanifold.models import vae
@@ -67,6 +67,10 @@ class ManifoldMnist:
     validation: Dataset
     test: Dataset
     manifold: Manifold
+    held_out: tuple[Tensor, Tensor]
+    """Where the VAE puts images of all classes that it was not trained on: latents (n, 2), float64, and labels (n,)."""
+    about: Mapping[str, Any]
+    """The manifest."""
     fingerprint: str
     """Of every row and the recipe."""
     name: str = NAME
@@ -90,7 +94,8 @@ def load(root: str) -> ManifoldMnist:
     """The data set in this folder (or ``s3://bucket/prefix``), every file checked; ``DataError`` names one that is missing or altered."""
     shards = Shards.open(root)
     train, validation, test = (_joined(list(stream(root, split))) for split in SPLITS)
-    return ManifoldMnist(train, validation, test, _read_manifold(shards), shards.fingerprint)
+    manifold, held_out = _read_model(shards.file(MODEL))
+    return ManifoldMnist(train, validation, test, manifold, held_out, shards.manifest, shards.fingerprint)
 
 
 def stream(root: str, split: str) -> Iterator[Dataset]:
@@ -127,41 +132,43 @@ class MakeImages:
         return pa.table({"image": image, **{name: values.numpy() for name, values in columns.items()}})
 
 
-def plan(manifold: Manifold, rows: Mapping[str, int], shard_rows: int, seed: int, made_of: Mapping[str, Any]) -> Plan:
-    """A data set of so many rows a split, to be written in shards of ``shard_rows``; ``made_of``: the recipes of VAE and density."""
+def plan(rows: Mapping[str, int], shard_rows: int, seed: int, made_of: Mapping[str, Any], prepare: Callable[[], Contents]) -> Plan:
+    """A data set of so many rows a split, in shards of at most ``shard_rows``; ``made_of``: what decides VAE and density."""
     return Plan(
         name=NAME,
         recipe={"version": RECIPE_VERSION, "rows": dict(rows), "shard_rows": shard_rows, "seed": seed, **made_of},
         rows={split: [min(shard_rows, rows[split] - first) for first in range(0, rows[split], shard_rows)] for split in SPLITS},
-        make=MakeImages(manifold, seed),
-        about={
-            "class_names": [str(label) for label in manifold.density.classes],
-            "image_shape": list(manifold.network.shape),
-            "units": "image: bytes of [0, 1]; latents: those of the VAE; log densities: nats",
-        },
-        files={MODEL: _write_manifold(manifold)},
+        prepare=prepare,
     )
 
 
-def _write_manifold(manifold: Manifold) -> bytes:
-    """VAE and density as safetensors."""
+def contents(manifold: Manifold, held_out: tuple[Tensor, Tensor], seed: int, about: Mapping[str, Any]) -> Contents:
+    """What the images are made of, and what the manifest says besides."""
     network, density = manifold.network, manifold.density
+    known = {
+        "class_names": [str(label) for label in density.classes],
+        "image_shape": list(network.shape),
+        "units": "image: bytes of [0, 1]; latents: the VAE's; log densities: nats",
+    }
     hidden = [layer.out_features for layer in network.encoder if isinstance(layer, torch.nn.Linear)][:-1]
-    about = {"hidden": hidden, "shape": network.shape, "counts": density.counts, "classes": density.classes, "bandwidth": density.bandwidth}
+    shape = {"hidden": hidden, "shape": network.shape, "counts": density.counts, "classes": density.classes, "bandwidth": density.bandwidth}
     tensors = {f"vae.{name}": value.cpu() for name, value in network.state_dict().items()}
-    return save_tensors({**tensors, "density.points": density.points}, {"about": json.dumps(about)})
+    tensors |= {"density.points": density.points, "held_out.latents": held_out[0], "held_out.labels": held_out[1]}
+    model = save_tensors(tensors, {"about": json.dumps(shape)})
+    return Contents(MakeImages(manifold, seed), {**known, **about}, {MODEL: model})
 
 
-def _read_manifold(shards: Shards) -> Manifold:
-    content = shards.file(MODEL)
+def _read_model(content: bytes) -> tuple[Manifold, tuple[Tensor, Tensor]]:
+    """Manifold and held-out latents, from safetensors."""
     tensors = load_tensors(content)
     header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
     about = json.loads(header["__metadata__"]["about"])
-    points = tensors.pop("density.points")
+    points = tensors["density.points"]
     network = vae.build(vae.Config(tuple(about["hidden"]), points.shape[1]), about["shape"], seed=0)
-    network.load_state_dict({name.removeprefix("vae."): value for name, value in tensors.items()})
+    network.load_state_dict({name.removeprefix("vae."): value for name, value in tensors.items() if name.startswith("vae.")})
     density = LatentDensity(points, tuple(about["counts"]), tuple(about["classes"]), about["bandwidth"])
-    return Manifold(density, network.eval().requires_grad_(False))
+    held_out = tensors["held_out.latents"], tensors["held_out.labels"]
+    return Manifold(density, network.eval().requires_grad_(False)), held_out
 
 
 def _dataset(table: pa.Table, manifest: Mapping[str, Any]) -> Dataset:

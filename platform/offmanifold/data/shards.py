@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -28,6 +28,16 @@ class MakeShard(Protocol):
         """So many rows."""
 
 
+class Contents(NamedTuple):
+    """What a data set is made of."""
+
+    make: MakeShard
+    about: Mapping[str, Any]
+    """What a reader must know besides the rows: class names, an image's shape, ..."""
+    files: Mapping[str, bytes]
+    """Other files of the data set, by name."""
+
+
 @dataclass(frozen=True)
 class Plan:
     """A data set to be written."""
@@ -37,11 +47,8 @@ class Plan:
     """All that decides what is in it."""
     rows: Mapping[str, Sequence[int]]
     """Split -> rows of each of its shards."""
-    make: MakeShard
-    about: Mapping[str, Any]
-    """What a reader must know besides: class names, an image's shape, ..."""
-    files: Mapping[str, bytes]
-    """Other files of the data set, by name."""
+    prepare: Callable[[], "Contents"]
+    """Called where the data set is not there yet."""
 
     @property
     def key(self) -> str:
@@ -110,9 +117,9 @@ class Written(NamedTuple):
     schema: dict[str, str]
 
 
-def make_shard(plan: Plan, split: str, shard: int, device: torch.device) -> Written:
-    """A shard's file, ``train-00000.parquet``: with zstd, and no encoding or type that only some readers know."""
-    table = plan.make(split, shard, plan.rows[split][shard], device)
+def make_shard(make: MakeShard, split: str, shard: int, rows: int, device: torch.device) -> Written:
+    """A shard's file, ``train-00000.parquet``: with zstd, and no type that only some readers know."""
+    table = make(split, shard, rows, device)
     stream = BytesIO()
     pq.write_table(table, stream, compression="zstd")
     rows_hash = hashlib.sha256()
@@ -128,20 +135,20 @@ def shard_name(split: str, shard: int) -> str:
     return f"{split}-{shard:05}.parquet"
 
 
-def manifest(plan: Plan, shards: Mapping[str, Mapping[str, Any]], made: Mapping[str, Any]) -> bytes:
-    """What tells of a data set that is whole: ``shards``, name -> what ``entry`` says of it; ``made``, by whom and where."""
+def manifest(plan: Plan, contents: Contents, shards: Mapping[str, Mapping[str, Any]], made: Mapping[str, Any]) -> bytes:
+    """What tells of a data set that is whole: ``shards``, name -> its file_entry, rows, rows_sha256 and schema; ``made``, where."""
     names = {split: [shard_name(split, shard) for shard in range(len(rows))] for split, rows in plan.rows.items()}
-    contents = [shards[name]["rows_sha256"] for of_split in names.values() for name in of_split]
+    hashes = [shards[name]["rows_sha256"] for of_split in names.values() for name in of_split]
     about = {
         "format": FORMAT,
         "name": plan.name,
         "key": plan.key,
-        "fingerprint": hashlib.sha256(json.dumps([plan.recipe, contents], sort_keys=True).encode()).hexdigest()[:16],
-        **plan.about,
+        "fingerprint": hashlib.sha256(json.dumps([plan.recipe, hashes], sort_keys=True).encode()).hexdigest()[:16],
+        **contents.about,
         "schema": next(iter(shards.values()))["schema"],
         "splits": {split: {"rows": sum(plan.rows[split]), "shards": of_split} for split, of_split in names.items()},
         "files": {name: {key: value for key, value in entry.items() if key != "schema"} for name, entry in sorted(shards.items())}
-        | {name: file_entry(content) for name, content in plan.files.items()},
+        | {name: file_entry(content) for name, content in contents.files.items()},
         "recipe": plan.recipe,
         "made": made,
     }

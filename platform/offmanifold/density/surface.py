@@ -15,10 +15,20 @@ def on_manifold(decode: Callable[[Tensor], Tensor], log_prob: Tensor, z: Tensor)
     The change of variables of an embedding. With a Gaussian likelihood of width s, the image density times
     (2 pi s²)^((pixels - latent) / 2) tends to it as s tends to 0, where the surface does not meet itself.
     """
-    gram = torch.func.vmap(lambda point: _gram(torch.func.jacfwd(lambda at: decode(at[None]).flatten())(point)))
-    return log_prob - 0.5 * torch.cat([torch.linalg.slogdet(gram(chunk)).logabsdet for chunk in z.split(CHUNK)])
+    return log_prob - 0.5 * torch.cat([torch.linalg.slogdet(_gram(decode, chunk)).logabsdet for chunk in z.split(CHUNK)])
 
 
-def _gram(jacobian: Tensor) -> Tensor:
-    """J'J in float64: (pixels, latent) -> (latent, latent)."""
-    return jacobian.double().T @ jacobian.double()
+@torch.enable_grad()
+def _gram(decode: Callable[[Tensor], Tensor], z: Tensor) -> Tensor:
+    """J'J in float64: latents (n, latent) -> (n, latent, latent).
+
+    J'u is linear in u, and its derivative by u is J: two backward passes, and one a latent dimension, for all latents together.
+    (torch's forward mode and torch.func do it in one, after imports of seconds.)
+    """
+    z = z.detach().requires_grad_()
+    images = decode(z).flatten(1)
+    u = torch.zeros_like(images, requires_grad=True)
+    (pulled,) = torch.autograd.grad(images, z, u, create_graph=True)
+    columns = [torch.autograd.grad(pulled[:, k].sum(), u, retain_graph=True)[0] for k in range(z.shape[1])]
+    jacobian = torch.stack(columns, dim=2).double()
+    return jacobian.transpose(1, 2) @ jacobian

@@ -18,7 +18,7 @@ from offmanifold.data.manifold_mnist import ManifoldMnist
 from offmanifold.density import LIKELIHOODS, Bernoulli, Gaussian, Importance, Likelihood, Quadrature
 from offmanifold.evaluation.intervals import bootstrap, wilson
 from offmanifold.experiments import manifold, manifold_figures
-from offmanifold.experiments.manifold import Models
+from offmanifold.experiments.manifold import Autoencoder
 from offmanifold.experiments.report import Metric, Report
 from offmanifold.progress import Progress
 from offmanifold.result import Result
@@ -126,15 +126,16 @@ def measure(cell: Measured, data: ManifoldMnist, inputs: Sequence[Result], devic
     return Result(table, metrics={"supported": float(sampled["supported"].mean())})
 
 
-def summarise(config: Config, data: ManifoldMnist, models: Models, results: Mapping[Measured, Result]) -> Report:
+def summarise(config: Config, data: ManifoldMnist, trained: Mapping[Autoencoder, Result], results: Mapping[Measured, Result]) -> Report:
     """The VAE, the density, the data set and the image density: tables, figures, and what they say."""
     rows = pd.concat([result.table for result in results.values()], ignore_index=True)
-    bandwidths = models.density.table
-    elbo = models.vae.metrics["validation_elbo"]
+    bandwidths = pd.DataFrame(data.about["bandwidths"])
+    (vae,) = trained.values()
+    elbo = vae.metrics["validation_elbo"]
     of_what = f"{config.data.dataset}, classes {', '.join(data.test.class_names)}"
     correlations = _correlations(rows, config.seed)
     overlap = _overlap(data)
-    latent_space = manifold_figures.latent_space_table(data, models.density.arrays)
+    latent_space = manifold_figures.latent_space_table(data)
     maps, chosen = manifold_figures.density_table(data, bandwidths["bandwidth"].tolist()), manifold_figures.chosen_images(data)
     return Report(
         shown={
@@ -155,7 +156,7 @@ def summarise(config: Config, data: ManifoldMnist, models: Models, results: Mapp
             "figure_2_density": maps,
             "figure_2_images": chosen,
             "figure_15_latent_against_image_density": rows,
-            "vae_epochs": models.vae.table,
+            "vae_epochs": vae.table,
         },
         figures={
             "latent_space": manifold_figures.latent_space(latent_space, of_what),

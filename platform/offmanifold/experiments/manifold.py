@@ -1,19 +1,18 @@
 """The data set that experiments on a known manifold share: a VAE, a density over its latents, and images decoded from it.
 
-Two kinds of cell: ``Autoencoder``, and the ``Density`` of its latents, which can be changed without training anew.
+The VAE is a cell, found again when only the density or the number of images changes. The density lies with the images that it tells of.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, NamedTuple
+from typing import ClassVar
 
-import numpy as np
 import pandas as pd
 import torch
 
 from offmanifold import data
-from offmanifold.data import DATASETS, Source, manifold_mnist
-from offmanifold.data.shards import Plan
+from offmanifold.data import DATASETS, DataError, Dataset, Source, manifold_mnist
+from offmanifold.data.shards import Contents, Plan
 from offmanifold.density import LatentDensity, choose_bandwidth, held_out_log_prob
 from offmanifold.inference import autoencoder
 from offmanifold.models import vae
@@ -32,7 +31,7 @@ class Config:
     """Images, of all classes, that the VAE is trained on; those of ``classes`` get a bump each."""
     held_out_images: int = 250
     """Images that stop the VAE's training and choose the bandwidth."""
-    vae: autoencoder.Config = field(default_factory=lambda: autoencoder.Config(vae_epochs=25, vae_batch_size=64, vae_learning_rate=2e-3))
+    vae: autoencoder.Config = field(default_factory=lambda: autoencoder.Config(vae_epochs=20, vae_batch_size=64, vae_learning_rate=2e-3))
     classes: tuple[int, ...] = (0, 1, 4)
     """Classes that the data set has."""
     bandwidth: float | None = None
@@ -75,6 +74,10 @@ LAPTOP = Config(
 """As the paper: MNIST, 50 epochs, 5,000 training images."""
 
 
+DENSITY_VERSION = 1
+"""Raised when another density would be fitted to the same latents."""
+
+
 @dataclass(frozen=True)
 class Autoencoder:
     """A VAE to train, on all classes."""
@@ -89,57 +92,21 @@ class Autoencoder:
     seed: int
 
 
-@dataclass(frozen=True)
-class Density:
-    """The density of some classes' latents."""
-
-    RECIPE_VERSION: ClassVar[int] = 1
-    name: ClassVar[str] = "latent density"
-
-    autoencoder: Autoencoder
-    classes: tuple[int, ...]
-    bandwidth: float | None
-
-    @property
-    def inputs(self) -> tuple[Autoencoder]:
-        return (self.autoencoder,)
-
-
-class Models(NamedTuple):
-    """The results of the two cells."""
-
-    autoencoder: Autoencoder
-    vae: Result
-    density_cell: Density
-    density: Result
-
-    @classmethod
-    def of(cls, vae: Mapping[Autoencoder, Result], density: Mapping[Density, Result]) -> "Models":
-        """From what their sweeps gave, a cell each."""
-        ((autoencoder, trained),), ((cell, fitted),) = vae.items(), density.items()
-        return cls(autoencoder, trained, cell, fitted)
-
-
 def load(config: Config) -> Source:
     """The images that the VAE learns; ``DataError`` where there are too few, or none of a class."""
     source = data.load(config.dataset)
     needed = config.vae_images + config.held_out_images
     if needed > len(source.pool):
-        raise data.DataError(f"{config.dataset} has {len(source.pool):,} images to train and validate on, the config asks for {needed:,}")
+        raise DataError(f"{config.dataset} has {len(source.pool):,} images to train and validate on, the config asks for {needed:,}")
     for label in config.classes:
         if not (source.pool.labels == label).any():
-            raise data.DataError(f"{config.dataset} has no image of class {label}; its classes are {', '.join(source.pool.class_names)}")
+            raise DataError(f"{config.dataset} has no image of class {label}; its classes are {', '.join(source.pool.class_names)}")
     return source
 
 
 def autoencoders(config: Config, seed: int) -> list[Autoencoder]:
     """The one VAE."""
     return [Autoencoder(config.vae_images, config.held_out_images, config.vae, seed)]
-
-
-def densities(config: Config, seed: int) -> list[Density]:
-    """The one density."""
-    return [Density(cell, config.classes, config.bandwidth) for cell in autoencoders(config, seed)]
 
 
 def train(cell: Autoencoder, source: Source, inputs: Sequence[Result], device: torch.device, progress: Progress) -> Result:
@@ -155,16 +122,33 @@ def train(cell: Autoencoder, source: Source, inputs: Sequence[Result], device: t
     return Result(pd.DataFrame(epochs), weights, {"validation_elbo": -min(epoch["validation_loss"] for epoch in epochs)})
 
 
-def fit(cell: Density, source: Source, inputs: Sequence[Result], device: torch.device, progress: Progress) -> Result:
-    """The bumps, the bandwidth with its half and double, and where the held-out images of all classes lie."""
-    training, held_out = _split(cell.autoencoder, source)
-    network = _network(cell.autoencoder, inputs[0], training.pixels.shape[1:])
+def plan(config: Config, seed: int, source: Source, trained: Mapping[Autoencoder, Result]) -> Plan:
+    """The data set to be written; its density is fitted where it is not there yet."""
+    ((cell, result),) = trained.items()
+    rows = {split: getattr(config, f"{split}_images") for split in manifold_mnist.SPLITS}
+    made_of = {
+        "vae": recipe(cell, source.fingerprint),
+        "density": {"classes": list(config.classes), "bandwidth": config.bandwidth, "version": DENSITY_VERSION},
+    }
+
+    def prepare() -> Contents:
+        return _contents(config, seed, _split(cell, source), _network(cell, result, source.pool.pixels.shape[1:]), result.metrics)
+
+    return manifold_mnist.plan(rows, config.shard_images, seed, made_of, prepare)
+
+
+def _contents(config: Config, seed: int, split: tuple[Dataset, Dataset], network: vae.Vae, metrics: Mapping[str, float]) -> Contents:
+    """Bumps on the training images' latents; the bandwidth with its half and double, by what held-out latents say of them."""
+    training, held_out = split
     with torch.no_grad():
-        latents, held_out_latents = (network.encode(part.images)[0].double() for part in (training, held_out))
-    density = LatentDensity.of(latents, training.targets, cell.classes, cell.bandwidth or 1.0)
-    if cell.bandwidth is None:
+        latents, held_out_latents = (network.encode(part.images)[0].double() for part in split)
+    try:
+        density = LatentDensity.of(latents, training.targets, config.classes, config.bandwidth or 1.0)
+    except ValueError as error:
+        raise DataError(f"{error}; the VAE saw {len(training):,} images: give it more, or leave the class out") from error
+    if config.bandwidth is None:
         density = density.with_bandwidth(choose_bandwidth(density, held_out_latents, held_out.targets))
-    rows = [
+    bandwidths = [
         {
             "bandwidth": density.bandwidth * factor,
             "of_chosen": factor,
@@ -172,29 +156,11 @@ def fit(cell: Density, source: Source, inputs: Sequence[Result], device: torch.d
         }
         for factor in (0.5, 1.0, 2.0)
     ]
-    arrays = {
-        "points": density.points.numpy(),
-        "counts": np.array(density.counts),
-        "held_out_latents": held_out_latents.numpy(),
-        "held_out_labels": held_out.labels,
-    }
-    metrics = {"bandwidth": density.bandwidth, "held_out_log_prob": rows[1]["held_out_log_prob"]}
-    return Result(pd.DataFrame(rows), arrays, metrics)
-
-
-def plan(config: Config, seed: int, source: Source, models: Models) -> Plan:
-    """The data set to be written."""
-    points, counts = models.density.arrays["points"], models.density.arrays["counts"]
-    classes, bandwidth = models.density_cell.classes, models.density.metrics["bandwidth"]
-    density = LatentDensity(torch.from_numpy(points), tuple(counts.tolist()), classes, bandwidth)
-    network = _network(models.autoencoder, models.vae, source.pool.pixels.shape[1:])
     manifold = manifold_mnist.Manifold(density, network)
-    rows = {split: getattr(config, f"{split}_images") for split in manifold_mnist.SPLITS}
-    made_of = {"vae": recipe(models.autoencoder, source.fingerprint), "density": recipe(models.density_cell, source.fingerprint)}
-    return manifold_mnist.plan(manifold, rows, config.shard_images, seed, made_of)
+    return manifold_mnist.contents(manifold, (held_out_latents, held_out.targets), seed, {"bandwidths": bandwidths, "vae": dict(metrics)})
 
 
-def _split(cell: Autoencoder, source: Source) -> tuple[data.Dataset, data.Dataset]:
+def _split(cell: Autoencoder, source: Source) -> tuple[Dataset, Dataset]:
     return source.split(cell.images, cell.held_out_images, cell.seed, "vae")
 
 

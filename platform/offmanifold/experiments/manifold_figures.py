@@ -1,6 +1,6 @@
 """Figures of a known manifold, each from a table that holds the numbers drawn. Colours are Okabe & Ito's."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -19,10 +19,10 @@ FLOOR = -20.0
 """Lowest log density that a map tells apart, in nats."""
 
 
-def latent_space_table(data: ManifoldMnist, held_out: Mapping[str, NDArray[Any]]) -> pd.DataFrame:
+def latent_space_table(data: ManifoldMnist) -> pd.DataFrame:
     """Two kinds of row: held-out images' latents with their ``label``; and images decoded on a grid (label -1), pixels row by row."""
-    latents = held_out["held_out_latents"]
-    encoded = pd.DataFrame({"latent_0": latents[:, 0], "latent_1": latents[:, 1], "label": held_out["held_out_labels"]})
+    latents, labels = (values.numpy() for values in data.held_out)
+    encoded = pd.DataFrame({"latent_0": latents[:, 0], "latent_1": latents[:, 1], "label": labels})
     low, high = np.quantile(latents, [0.005, 0.995], axis=0).tolist()
     z = _grid(low, high, DECODED_CELLS)
     decoded = pd.DataFrame({"latent_0": z[:, 0], "latent_1": z[:, 1], "label": -1, "pixels": list(_decoded(data, z))})

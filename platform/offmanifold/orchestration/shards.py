@@ -11,7 +11,7 @@ import ray.data
 from numpy.typing import NDArray
 
 from offmanifold.data import DataError
-from offmanifold.data.shards import MANIFEST, UNFINISHED, Plan, Shards, file_entry, make_shard, manifest, shard_name
+from offmanifold.data.shards import MANIFEST, UNFINISHED, MakeShard, Plan, Shards, file_entry, make_shard, manifest, shard_name
 from offmanifold.orchestration.differences import differences
 from offmanifold.orchestration.display import SweepDisplay
 from offmanifold.orchestration.errors import JobError, first_line
@@ -39,16 +39,17 @@ def find_or_write(plan: Plan, storage: Storage, execution: Execution) -> tuple[S
         _check_same(plan, storage.root, json.loads(storage.read(UNFINISHED)))
     elif names:
         raise DataError(f"{storage.root} holds {min(names)}, and no data set of ours: name another folder")
+    contents = plan.prepare()
     storage.write(UNFINISHED, json.dumps(plan.recipe).encode())
     display = SweepDisplay("shards", total=_count(plan))
     try:
-        written = _write_shards(plan, storage, execution, display)
+        written = _write_shards(plan, contents.make, storage, execution, display)
     finally:
         display.close()
-    for name, content in plan.files.items():
+    for name, content in contents.files.items():
         storage.write(name, content)
     nodes = Counter(str(entry.pop("node")) for entry in written.values())
-    storage.write(MANIFEST, manifest(plan, written, {"shards_of_node": dict(nodes), **versions()}))
+    storage.write(MANIFEST, manifest(plan, contents, written, {"shards_of_node": dict(nodes), **versions()}))
     storage.remove(UNFINISHED)
     return Shards.open(storage.root), f"{display.summary()}, in {storage.root}"
 
@@ -63,17 +64,17 @@ def _count(plan: Plan) -> int:
 
 
 class _Writer:
-    """Makes and writes one shard after another; it holds the plan, and with it the decoder, on the device that Ray gave."""
+    """Makes and writes one shard after another; it holds what makes them (the decoder, ...), on the device that Ray gave."""
 
-    def __init__(self, plan: Plan, storage: Storage, cpus: float) -> None:
-        self.plan, self.storage = plan, storage
+    def __init__(self, make: MakeShard, storage: Storage, cpus: float) -> None:
+        self.make, self.storage = make, storage
         self.device = take_resources(cpus)
 
     def __call__(self, batch: dict[str, NDArray[Any]]) -> dict[str, list[str]]:
-        split, shard = str(batch["split"][0]), int(batch["shard"][0])
+        split, shard, rows = str(batch["split"][0]), int(batch["shard"][0]), int(batch["rows"][0])
         line = {"name": shard_name(split, shard), "entry": "", "error": ""}
         try:
-            made = make_shard(self.plan, split, shard, self.device)
+            made = make_shard(self.make, split, shard, rows, self.device)
             self.storage.write(made.name, made.content)
             entry = {"rows": made.rows, **file_entry(made.content), "rows_sha256": made.rows_hash, "schema": made.schema}
             line["entry"] = json.dumps({**entry, "node": ray.get_runtime_context().get_node_id()})
@@ -82,9 +83,9 @@ class _Writer:
         return {name: [value] for name, value in line.items()}
 
 
-def _write_shards(plan: Plan, storage: Storage, execution: Execution, display: SweepDisplay) -> dict[str, dict[str, Any]]:
+def _write_shards(plan: Plan, make: MakeShard, storage: Storage, execution: Execution, display: SweepDisplay) -> dict[str, dict[str, Any]]:
     """Name of a shard -> what the manifest says of it. What comes back from the actors is a line a shard."""
-    todo = [{"split": split, "shard": shard} for split, rows in plan.rows.items() for shard in range(len(rows))]
+    todo = [{"split": split, "shard": shard, "rows": rows} for split, of_split in plan.rows.items() for shard, rows in enumerate(of_split)]
     ray.data.DataContext.get_current().enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     lines = ray.data.from_items(todo, override_num_blocks=len(todo)).map_batches(
@@ -92,7 +93,7 @@ def _write_shards(plan: Plan, storage: Storage, execution: Execution, display: S
         batch_size=1,
         batch_format="numpy",
         compute=ray.data.ActorPoolStrategy(size=max(1, min(len(todo) // SHARDS_AN_ACTOR, execution.workers or _room(execution)))),
-        fn_constructor_args=(plan, storage, execution.cpus_per_trial),
+        fn_constructor_args=(make, storage, execution.cpus_per_trial),
         num_cpus=execution.cpus_per_trial,
         num_gpus=execution.gpus_per_trial or None,
         resources=execution.custom_resources or None,

@@ -1,0 +1,215 @@
+"""From the rows of walks to tables and sentences. Every interval is a bootstrap over source images: an image's walks go together."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from offmanifold.evaluation.intervals import bootstrap
+
+RARE = 0.05
+"""Quantile of the clean images' log density under which an image is of low density."""
+BINS = 12
+"""Of log density, of equally many images each."""
+NORMS = 12
+"""Distances at which walks are compared."""
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A figure at every step, of every source image."""
+
+    values: NDArray[np.float64]
+    """(images, steps + 1): means over the image's targets; NaN where no density is supported."""
+    low: NDArray[np.float64]
+    high: NDArray[np.float64]
+    """Ends of the mean's 95 % interval, (steps + 1,)."""
+
+    @property
+    def mean(self) -> NDArray[np.float64]:
+        """Over images: (steps + 1,)."""
+        return np.asarray(np.nanmean(self.values, axis=0))
+
+    @property
+    def std(self) -> NDArray[np.float64]:
+        """Over images: (steps + 1,)."""
+        return np.asarray(np.nanstd(self.values, axis=0, ddof=1))
+
+
+def curve(rows: pd.DataFrame, walk: str, column: str, seed: int, change: bool = False) -> Curve:
+    """A column of one kind of walk against the step; ``change``: each step's less the one before, the first 0."""
+    values = (
+        rows[rows["walk"] == walk].pivot_table(index="image", columns="step", values=column, aggfunc="mean", dropna=False).to_numpy(float)
+    )
+    if change:
+        values = np.diff(values, axis=1, prepend=values[:, :1])
+    return Curve(values, *_mean_interval(values, seed))
+
+
+def step_table(rows: pd.DataFrame, seed: int) -> pd.DataFrame:
+    """A row for each walk and step: means over images with the ends of their intervals, and the spread of the log density."""
+    columns = ("log_density", "l2", "linf", "changed", "correct", "low_density", "of_class", "distance", "confidence", "zero_gradient")
+    frames = []
+    for walk in dict.fromkeys(rows["walk"]):
+        parts = {"walk": walk}
+        for column in columns:
+            found = curve(rows, walk, column, seed)
+            parts |= {column: found.mean, f"{column}_low": found.low, f"{column}_high": found.high}
+        fall, density = curve(rows, walk, "log_density", seed, change=True), curve(rows, walk, "log_density", seed)
+        parts |= {"log_density_std": density.std, "log_density_change": fall.mean}
+        parts |= {"log_density_change_low": fall.low, "log_density_change_high": fall.high}
+        frames.append(pd.DataFrame(parts).rename_axis("step").reset_index())
+    return pd.concat(frames, ignore_index=True)
+
+
+def norm_table(rows: pd.DataFrame, seed: int) -> pd.DataFrame:
+    """The log density lost at equal distances from the clean image (L2), interpolated in each walk; and what is lost beyond the control.
+
+    Only distances that every walk reaches.
+    """
+    lost: dict[tuple[str, int], list[NDArray[np.float64]]] = {}
+    reach = rows.groupby(["walk", "image", "target"])["l2"].max().min()
+    norms = np.linspace(0, reach, NORMS + 1)[1:]
+    for (walk, image, _), group in rows.groupby(["walk", "image", "target"]):
+        group = group[group["log_density"].notna()].sort_values("step")
+        at = np.interp(norms, np.maximum.accumulate(group["l2"]), group["log_density"])
+        lost.setdefault((walk, image), []).append(group["log_density"].iloc[0] - at)
+    means = {key: np.mean(values, axis=0) for key, values in lost.items()}
+    images = sorted({image for _, image in means})
+    control = np.stack([means["random_sign", image] for image in images])
+    frames = []
+    for walk in dict.fromkeys(rows["walk"]):
+        of_walk = np.stack([means[walk, image] for image in images])
+        parts: dict[str, Any] = {"walk": walk, "l2": norms}
+        for name, values in (("lost", of_walk), ("lost_beyond_control", of_walk - control)):
+            low, high = _mean_interval(values, seed)
+            parts |= {name: values.mean(axis=0), f"{name}_low": low, f"{name}_high": high}
+        frames.append(pd.DataFrame(parts))
+    return pd.concat(frames, ignore_index=True)
+
+
+def accuracy_table(rows: pd.DataFrame, seed: int) -> pd.DataFrame:
+    """Accuracy in bins of log density, of equally many images in each, for every walk; intervals over source images."""
+    frames = []
+    for walk, group in rows[rows["log_density"].notna()].groupby("walk", sort=False):
+        edges = np.unique(np.quantile(group["log_density"], np.linspace(0, 1, BINS + 1)))
+        which = np.clip(np.digitize(group["log_density"], edges[1:-1]), 0, len(edges) - 2)
+        images, of_image = np.unique(group["image"], return_inverse=True)
+        hits, counts = (np.zeros((len(images), len(edges) - 1)) for _ in range(2))
+        np.add.at(hits, (of_image, which), group["correct"].to_numpy(float))
+        np.add.at(counts, (of_image, which), 1.0)
+
+        def share(drawn: NDArray[np.int64], hits: NDArray[Any] = hits, counts: NDArray[Any] = counts) -> NDArray[np.float64]:
+            total = counts[drawn].sum(axis=0)
+            return np.where(total > 0, hits[drawn].sum(axis=0) / np.maximum(total, 1), np.nan)
+
+        low, high = bootstrap(share, len(images), seed)
+        middle = [group["log_density"].to_numpy()[which == index].mean() for index in range(len(edges) - 1)]
+        found = {"log_density": middle, "images": counts.sum(axis=0), "accuracy": share(np.arange(len(images))), "low": low, "high": high}
+        frames.append(pd.DataFrame({"walk": walk, **found}))
+    return pd.concat(frames, ignore_index=True)
+
+
+def first_changes(rows: pd.DataFrame) -> pd.DataFrame:
+    """Of each attack's walk that changes the label, the first step at which it is changed."""
+    changed = rows[rows["changed"] & (rows["walk"] != "random_sign")].sort_values("step")
+    return changed.groupby(["walk", "image", "target"], sort=False, as_index=False).first()
+
+
+def prepared(rows: pd.DataFrame) -> tuple[pd.DataFrame, float]:
+    """The rows with two more columns, and the threshold of the first: ``low_density``; ``of_class``, is the nearest image on the manifold
+    surely of the image's class? The density of an image that quadrature does not support is NaN.
+    """
+    rows = rows.assign(log_density=rows["log_density"].where(rows["supported"]))
+    clean = rows[(rows["step"] == 0) & (rows["walk"] == "random_sign")]["log_density"]
+    threshold = float(clean.quantile(RARE))
+    return rows.assign(low_density=rows["log_density"] < threshold, of_class=rows["nearest_posterior_of_label"] > 0.9), threshold
+
+
+def shown_steps(steps: pd.DataFrame) -> pd.DataFrame:
+    """Text for a person: some steps of every walk."""
+    last = int(steps["step"].max())
+    wanted = sorted({0, 1, 2, *(round(last * share) for share in (0.25, 0.5, 1))})
+    lines = []
+    for row in steps[steps["step"].isin(wanted)].to_dict("records"):
+        lines.append(
+            {
+                "walk": row["walk"],
+                "step": row["step"],
+                "Linf": f"{row['linf']:.3f}",
+                "L2": f"{row['l2']:.2f}",
+                "log p(x)": _with_interval(row, "log_density", 1),
+                "std": f"{row['log_density_std']:.1f}",
+                "low density": _with_interval(row, "low_density", 2),
+                "nearest of class": _with_interval(row, "of_class", 2),
+                "label changed": _with_interval(row, "changed", 2),
+                "accuracy": _with_interval(row, "correct", 2),
+            }
+        )
+    return pd.DataFrame(lines)
+
+
+def shown_norms(norms: pd.DataFrame) -> pd.DataFrame:
+    """Text for a person: what is lost at some distances."""
+    some = norms[norms["l2"].isin(norms["l2"].unique()[1::3])]
+    return pd.DataFrame(
+        {
+            "walk": some["walk"],
+            "L2": some["l2"].map("{:.2f}".format),
+            "log p lost": [_with_interval(row, "lost", 1) for row in some.to_dict("records")],
+            "beyond control": [_with_interval(row, "lost_beyond_control", 1) for row in some.to_dict("records")],
+        }
+    )
+
+
+def conclusion(rows: pd.DataFrame, steps: pd.DataFrame, norms: pd.DataFrame, accuracy: pd.DataFrame) -> list[str]:
+    """What the paper claims, and what was found."""
+    sentences = []
+    for walk in ("untargeted", "targeted", "random_sign"):
+        own = steps[(steps["walk"] == walk) & (steps["step"] > 0)]
+        falling = int((own["log_density_change_high"] < 0).sum())
+        last = own.iloc[-1]
+        start = steps[(steps["walk"] == walk) & (steps["step"] == 0)].iloc[0]
+        sentences.append(
+            f"{walk}: mean log p(x) falls, with its 95 % interval below 0, at {falling} of {len(own)} steps; over all of them from "
+            f"{start['log_density']:.1f} to {last['log_density']:.1f} nats (by repetition: {_over_repetitions(rows, walk)})."
+        )
+    for walk, group in first_changes(rows).groupby("walk", sort=False):
+        where = f"median Linf {group['linf'].median():.3f}, L2 {group['l2'].median():.2f}"
+        sentences.append(
+            f"{walk}: {len(group)} walks change the label; when they first do ({where}), {group['low_density'].mean():.2f} of the images are "
+            f"of low density, and the nearest image on the manifold is surely still of the class for {group['of_class'].mean():.2f}."
+        )
+    for walk, group in accuracy.groupby("walk", sort=False):
+        lowest, highest = (_with_interval(group.iloc[end], "accuracy", 2, "") for end in (0, -1))
+        ends = f"{group['log_density'].iloc[-1]:.0f} nats", f"{group['log_density'].iloc[0]:.0f}"
+        sentences.append(f"{walk}: accuracy is {highest} where log p(x) is highest ({ends[0]}), {lowest} where it is lowest ({ends[1]}).")
+    for walk in ("untargeted", "targeted"):
+        at = norms[norms["walk"] == walk].iloc[-1]
+        sentences.append(
+            f"{walk}: at L2 {at['l2']:.2f} the attack has lost {_with_interval(at, 'lost', 1)} nats, "
+            f"{_with_interval(at, 'lost_beyond_control', 1)} more than random signs at the same distance."
+        )
+    return sentences
+
+
+def _mean_interval(values: NDArray[np.float64], seed: int) -> NDArray[np.float64]:
+    """95 % interval of the mean over images: (images, ...) -> (2, ...)."""
+    return bootstrap(lambda drawn: np.asarray(np.nanmean(values[drawn], axis=0)), len(values), seed)
+
+
+def _over_repetitions(rows: pd.DataFrame, walk: str) -> str:
+    own = rows[rows["walk"] == walk]
+    ends = own[own["step"].isin([0, own["step"].max()])].pivot_table(index="repetition", columns="step", values="log_density")
+    change = ends.iloc[:, -1] - ends.iloc[:, 0]
+    spread = f" ± {change.std():.1f}" if len(change) > 1 else ", one repetition"
+    return f"{change.mean():+.1f}{spread}"
+
+
+def _with_interval(row: Mapping[str, Any] | pd.Series, name: str, digits: int, prefix: str | None = None) -> str:
+    """``0.93 [0.90, 0.96]``; the ends stand under ``name_low`` and ``name_high``, or another prefix's."""
+    stem = f"{name}_" if prefix is None else prefix
+    return f"{row[name]:.{digits}f} [{row[f'{stem}low']:.{digits}f}, {row[f'{stem}high']:.{digits}f}]"
