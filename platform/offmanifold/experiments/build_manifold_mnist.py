@@ -159,7 +159,7 @@ def summarise(config: Config, data: ManifoldMnist, trained: Mapping[Autoencoder,
             "vae_epochs": vae.table,
         },
         figures={
-            "latent_space": manifold_figures.latent_space(latent_space, of_what),
+            "latent_space": manifold_figures.latent_space(latent_space, config.data.dataset),
             "figure_2_density": manifold_figures.density(maps, chosen, bandwidths, of_what),
             "figure_15_latent_against_image_density": manifold_figures.latent_against_image(rows, config.image_density.words, of_what),
         },

@@ -53,7 +53,7 @@ def density_against_norm(norms: pd.DataFrame, words: str, of_what: str) -> Figur
             bars = [own[column] - own[f"{column}_low"], own[f"{column}_high"] - own[column]]
             axes.errorbar(own["l2"], own[column], yerr=bars, color=colour, linestyle=style, label=label, capsize=2)
         axes.axhline(0, color="black", linewidth=0.8)
-        title = f"lost: {words}" if column == "lost" else "lost beyond the control"
+        title = f"lost: {words}" if column == "lost" else "lost, less what the control loses"
         axes.set(title=title, xlabel="L2 distance moved (pixel range 1)", ylabel="nats")
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8)

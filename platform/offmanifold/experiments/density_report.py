@@ -160,7 +160,7 @@ def shown_norms(norms: pd.DataFrame) -> pd.DataFrame:
             "walk": some["walk"],
             "L2": some["l2"].map("{:.2f}".format),
             "log p lost": [_with_interval(row, "lost", 1) for row in some.to_dict("records")],
-            "beyond control": [_with_interval(row, "lost_beyond_control", 1) for row in some.to_dict("records")],
+            "less the control's": [_with_interval(row, "lost_beyond_control", 1) for row in some.to_dict("records")],
         }
     )
 
@@ -180,8 +180,8 @@ def conclusion(rows: pd.DataFrame, steps: pd.DataFrame, norms: pd.DataFrame, acc
     for walk, group in first_changes(rows).groupby("walk", sort=False):
         where = f"median Linf {group['linf'].median():.3f}, L2 {group['l2'].median():.2f}"
         sentences.append(
-            f"{walk}: {len(group)} walks change the label; when they first do ({where}), {group['low_density'].mean():.2f} of the images are "
-            f"of low density, and the nearest image on the manifold is surely still of the class for {group['of_class'].mean():.2f}."
+            f"{walk}: {len(group)} walks change the label; when they first do ({where}), {group['low_density'].mean():.2f} of the images "
+            f"are of low density, and the nearest image on the manifold is surely still of the class for {group['of_class'].mean():.2f}."
         )
     for walk, group in accuracy.groupby("walk", sort=False):
         lowest, highest = (_with_interval(group.iloc[end], "accuracy", 2, "") for end in (0, -1))
@@ -190,8 +190,8 @@ def conclusion(rows: pd.DataFrame, steps: pd.DataFrame, norms: pd.DataFrame, acc
     for walk in ("untargeted", "targeted"):
         at = norms[norms["walk"] == walk].iloc[-1]
         sentences.append(
-            f"{walk}: at L2 {at['l2']:.2f} the attack has lost {_with_interval(at, 'lost', 1)} nats, "
-            f"{_with_interval(at, 'lost_beyond_control', 1)} more than random signs at the same distance."
+            f"{walk}: at L2 {at['l2']:.2f} the attack has lost {_with_interval(at, 'lost', 1)} nats; less what random signs lose at the same "
+            f"distance, {_with_interval(at, 'lost_beyond_control', 1)}."
         )
     return sentences
 
