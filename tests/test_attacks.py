@@ -18,6 +18,7 @@ from offmanifold.attacks import (
     Schedule,
     basic_iterative,
     fast_gradient,
+    fast_gradient_walk,
     misclassify,
     momentum_iterative,
     projected_gradient,
@@ -145,6 +146,20 @@ def test_iterative_attacks_on_a_linear_model_reach_the_ball_s_edge_along_the_dua
         candidate = ATTACKS[name](Schedule(steps=10, step_size=0.02))(lambda x, step: (x * w).flatten(1).sum(1), middle, threat)
         assert_close(candidate.images - middle, edge.expand(3, -1, -1, -1), atol=1e-6, rtol=0)
         assert (candidate.steps, candidate.step_size) == (10, 0.02)
+
+
+def test_a_walk_of_fast_gradient_steps_ends_where_the_basic_iterative_method_does(network, x, y):
+    loss = misclassify(PointEstimate(network), y)
+    images, zero = fast_gradient_walk(loss, x, Linf(0.08), steps=4, step_size=0.02)
+    assert images.shape == (5, *x.shape)
+    assert torch.equal(images[0], x)
+    assert torch.equal(images[-1], basic_iterative(4, 0.02)(loss, x, Linf(0.08)).images)
+    assert zero.shape == (4, len(x))
+    assert not zero.any()
+    w = torch.linspace(-1, 1, 784).view(1, 28, 28)
+    straight, _ = fast_gradient_walk(lambda at, step: (at * w).flatten(1).sum(dim=1), x / 2 + 0.25, Linf(0.1), steps=5, step_size=0.02)
+    gained = (straight * w).flatten(2).sum(dim=2).diff(dim=0)
+    assert_close(gained, torch.full((5, len(x)), 0.02 * w.abs().sum().item()), rtol=1e-3, atol=0)
 
 
 def test_projected_gradient_starts_at_random_in_the_ball_and_differs_between_images(x):

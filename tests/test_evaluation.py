@@ -5,13 +5,14 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pandas as pd
 import pytest
+import scipy.stats
 import torch
 from torch.testing import assert_close
 
 from offmanifold.attacks import ATTACKS, CONTROLS, Candidate
 from offmanifold.data import Dataset
 from offmanifold.evaluation import robustness
-from offmanifold.evaluation.intervals import wilson
+from offmanifold.evaluation.intervals import bootstrap, wilson
 from offmanifold.evaluation.robustness import ThreatViolated, evaluate
 from offmanifold.predictive import mean_log_probs
 
@@ -161,6 +162,24 @@ def test_wilson_against_its_formula_and_its_limits():
     assert wilson(0, 50)[0] == 0
     assert wilson(0, 50)[1] == pytest.approx(z**2 / (50 + z**2))
     assert all(pd.isna(end) for end in wilson(0, 0))
+
+
+def test_the_bootstrap_of_a_mean_is_the_normal_interval_and_scipy_s():
+    values = np.random.default_rng(1).normal(3.0, 2.0, 400)
+    low, high = bootstrap(lambda rows: values[rows].mean(), 400, resamples=4000)
+    half = 1.96 * values.std() / 20
+    assert (low, high) == pytest.approx((values.mean() - half, values.mean() + half), abs=0.03)
+    theirs = scipy.stats.bootstrap((values,), np.mean, method="percentile", n_resamples=4000, rng=2).confidence_interval
+    assert (low, high) == pytest.approx((theirs.low, theirs.high), abs=0.03)
+
+
+def test_the_bootstrap_draws_whole_rows_and_repeats_itself():
+    """What is measured twice of an image is no more evidence than once."""
+    once = np.random.default_rng(1).normal(size=(50, 1))
+    twice = once.repeat(2, axis=1)
+    ends = [bootstrap(lambda rows, of=of: of[rows].mean(), 50, seed=3) for of in (once, twice)]
+    np.testing.assert_allclose(ends[0], ends[1])
+    assert bootstrap(lambda rows: once[rows].mean(axis=0), 50).shape == (2, 1)
 
 
 @pytest.mark.parametrize(

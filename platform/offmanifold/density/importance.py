@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.distributions import Independent, Normal
 
@@ -19,7 +20,7 @@ class Importance:
     """The proposal of an image: half a Gaussian around what the encoder says of it, half p(z). So no weight exceeds 2 p(x | z)."""
 
     draws: int = 8000
-    """Latents an image, half of them from p(z): these are the same for all images."""
+    """Latents an image, half of them from p(z). All images share these, and the noise of the others: so their errors go together."""
     widening: float = 1.5
     """The encoder's standard deviations are multiplied by this."""
     enough: float = 50.0
@@ -82,12 +83,21 @@ def estimate(x: Tensor, encoded: tuple[Tensor, Tensor], shared: Shared, integran
 
 
 def _weigh(log_weights: Tensor, how: Importance) -> Estimate:
-    from arviz_stats.base.array import array_stats  # a second's import; psislw takes log likelihoods, and weighs by their inverse
-
     draws = log_weights.shape[1]
     log_sum = torch.logsumexp(log_weights, dim=1)
     effective = (2 * log_sum - torch.logsumexp(2 * log_weights, dim=1)).exp()
     error = ((1 / effective - 1 / draws).clamp_min(0) * draws / (draws - 1)).sqrt()
-    with np.errstate(all="ignore"):  # a tail of weights that are nearly all 0 overflows in its fit, and has a large k
-        pareto_k = torch.from_numpy(array_stats.psislw(-log_weights.numpy(), axis=-1)[1])
-    return Estimate(log_sum - math.log(draws), error, effective, pareto_k, (effective >= how.enough) & (pareto_k <= how.largest_k))
+    pareto_k = torch.tensor([_pareto_k(row) for row in log_weights.numpy()], dtype=torch.float64)
+    supported = (effective >= how.enough) & (pareto_k <= how.largest_k)
+    return Estimate(log_sum - math.log(draws), error, effective, pareto_k, supported)
+
+
+def _pareto_k(log_weights: NDArray[np.float64]) -> float:
+    """Of the tail of the largest weights; -inf where they are all the same."""
+    from arviz_stats.base.array import array_stats  # a second's import
+
+    try:
+        with np.errstate(all="ignore"):  # a tail of weights that are nearly all 0 overflows in its fit, and has a large k
+            return float(array_stats.psislw(-log_weights)[1])  # it takes log likelihoods, and weighs by their inverse
+    except ValueError:
+        return -math.inf

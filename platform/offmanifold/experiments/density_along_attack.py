@@ -180,9 +180,9 @@ def walk(cell: Walked, data: ManifoldMnist, inputs: Sequence[Result], device: to
         done += len(by_image)
         frames.append(_rows(cell, data, posterior, rows, target, images, zero, label[rows], device).join(measured))
     table = pd.concat(frames, ignore_index=True)
-    nearest = data.density.class_posterior(torch.from_numpy(table[["latent_0", "latent_1"]].to_numpy()))
-    table["nearest_log_density"] = data.density.log_prob(torch.from_numpy(table[["latent_0", "latent_1"]].to_numpy())).numpy()
-    table["nearest_posterior_of_label"] = nearest[torch.arange(len(table)), torch.from_numpy(table["label"].to_numpy())].numpy()
+    nearest = torch.tensor(table[["latent_0", "latent_1"]].to_numpy())
+    table["nearest_log_density"] = data.density.log_prob(nearest).numpy()
+    table["nearest_posterior_of_label"] = data.density.class_posterior(nearest).numpy()[np.arange(len(table)), table["label"]]
     table["image"] = truth[table["image"]]
     strips = {f"strip_{'none' if target is None else target}": images[:, :STRIPS].numpy() for _, target, images, _ in walks}
     last = table[table["step"] == cell.steps]

@@ -190,8 +190,8 @@ def conclusion(rows: pd.DataFrame, steps: pd.DataFrame, norms: pd.DataFrame, acc
     for walk in ("untargeted", "targeted"):
         at = norms[norms["walk"] == walk].iloc[-1]
         sentences.append(
-            f"{walk}: at L2 {at['l2']:.2f} the attack has lost {_with_interval(at, 'lost', 1)} nats; less what random signs lose at the same "
-            f"distance, {_with_interval(at, 'lost_beyond_control', 1)}."
+            f"{walk}: at L2 {at['l2']:.2f} the attack has lost {_with_interval(at, 'lost', 1)} nats; less what random signs lose at "
+            f"the same distance, {_with_interval(at, 'lost_beyond_control', 1)}."
         )
     return sentences
 

@@ -8,7 +8,6 @@ import secrets
 
 _ENVIRONMENT = {
     "RAY_AIR_NEW_OUTPUT": "0",
-    "RAY_BACKEND_LOG_LEVEL": "fatal",  # Ray Data's actors make Ray's C++ warn, on our terminal, of what Ray Data does by itself
     "RAY_DEDUP_LOGS": "0",
     "RAY_SCHEDULER_EVENTS": "0",
     "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0",

@@ -2,8 +2,12 @@
 
 import json
 import logging
+import os
+import sys
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from tempfile import TemporaryFile
 from typing import Any
 
 import ray
@@ -100,12 +104,30 @@ def _write_shards(plan: Plan, make: MakeShard, storage: Storage, execution: Exec
     )
     written: dict[str, dict[str, Any]] = {}
     display.update()
-    for line in lines.iter_rows():
-        if line["error"]:
-            raise JobError(f"shard {line['name']} was not written: {line['error']}")
-        written[line["name"]] = json.loads(line["entry"])
-        display.finish(line["name"])
+    with _without(b"ray/issues/53727"):  # a warning of Ray's of what Ray Data does by itself
+        for line in lines.iter_rows():
+            if line["error"]:
+                raise JobError(f"shard {line['name']} was not written: {line['error']}")
+            written[line["name"]] = json.loads(line["entry"])
+            display.finish(line["name"])
     return written
+
+
+@contextmanager
+def _without(words: bytes) -> Iterator[None]:
+    """Keeps lines with these words off the process's error output, to which Ray's C++ writes by itself; the others come at the end."""
+    sys.stderr.flush()
+    terminal = os.dup(2)
+    with TemporaryFile() as said:
+        os.dup2(said.fileno(), 2)
+        try:
+            yield
+        finally:
+            sys.stderr.flush()
+            os.dup2(terminal, 2)
+            os.close(terminal)
+            said.seek(0)
+            os.write(2, b"".join(line for line in said if words not in line))
 
 
 def _room(execution: Execution) -> int:

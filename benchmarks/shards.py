@@ -1,0 +1,82 @@
+"""Does memory grow with the number of images of a data set? Manifold MNIST, of a VAE of digits, at 5,000 and at 100,000 training images.
+
+Prints, for each size: seconds, images a second, the largest resident memory of the driver and of a writing actor, and what was written.
+"""
+
+import logging
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+
+from offmanifold.data.shards import Shards
+from offmanifold.experiments import build_manifold_mnist as experiment
+from offmanifold.experiments import manifold
+from offmanifold.orchestration.session import Execution, ray
+from offmanifold.orchestration.shards import find_or_write
+from offmanifold.orchestration.storage import Storage
+from offmanifold.progress import silent
+
+SIZES = (5_000, 100_000)
+
+
+class Peak:
+    """Largest resident memory of the processes whose command line has these words, in MiB, looked at ten times a second."""
+
+    def __init__(self, *words: str) -> None:
+        self.largest = dict.fromkeys(words, 0.0)
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._look, daemon=True)
+        self._thread.start()
+
+    def end(self) -> dict[str, float]:
+        """The peaks, by words."""
+        self._ended.set()
+        self._thread.join()
+        return self.largest
+
+    def _look(self) -> None:
+        while not self._ended.wait(0.1):
+            for process in Path("/proc").glob("[0-9]*"):
+                try:
+                    called = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+                    resident = next(line for line in (process / "status").read_text().splitlines() if line.startswith("VmRSS"))
+                except (OSError, StopIteration):
+                    continue
+                for words in self.largest:
+                    if words in called:
+                        self.largest[words] = max(self.largest[words], int(resident.split()[1]) / 1024)
+
+
+def build(images: int) -> None:
+    """In a process of its own: writes a data set of so many images, and prints a line."""
+    config = manifold.Config(train_images=images, shard_images=1000)
+    source = experiment.load(experiment.Config(data=config))
+    (cell,) = manifold.autoencoders(config, seed=0)
+    plan = manifold.plan(config, 0, source, {cell: manifold.train(cell, source, [], torch.device("cpu"), silent)})
+    ray.init(address="local", include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
+    with TemporaryDirectory() as folder:
+        peak, started = Peak("benchmarks/shards.py", "ray::MapWorker"), time.monotonic()
+        find_or_write(plan, Storage.at(folder), Execution())
+        seconds = time.monotonic() - started
+        driver, actor = peak.end().values()
+        megabytes = sum(entry["bytes"] for entry in Shards.open(folder).manifest["files"].values()) / 1e6
+    print(f"{images:>8,} {seconds:9.1f} {images / seconds:10.0f} {driver:12.0f} {actor:11.0f} {megabytes:10.1f}", flush=True)
+    ray.shutdown()
+
+
+def main() -> None:
+    if len(sys.argv) > 1:
+        build(int(sys.argv[1]))
+        return
+    print(f"{'images':>8} {'seconds':>9} {'images/s':>10} {'driver MiB':>12} {'actor MiB':>11} {'files MB':>10}", flush=True)
+    for images in SIZES:
+        subprocess.run([sys.executable, "benchmarks/shards.py", str(images)], check=True)
+
+
+if __name__ == "__main__":
+    main()

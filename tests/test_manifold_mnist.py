@@ -1,0 +1,319 @@
+"""Manifold MNIST: what is in it, how it is written by any number of workers and nodes, and what is refused."""
+
+import json
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from torch.distributions import Bernoulli, Independent, Normal, kl_divergence
+from torch.testing import assert_close
+
+from offmanifold.data import DataError, Source, manifold_mnist
+from offmanifold.data.shards import MANIFEST, UNFINISHED, Contents, Plan, Shards
+from offmanifold.experiments import build_manifold_mnist, manifold
+from offmanifold.inference import autoencoder
+from offmanifold.models import vae
+from offmanifold.orchestration.errors import JobError
+from offmanifold.orchestration.session import Execution
+from offmanifold.orchestration.shards import find_or_write
+from offmanifold.orchestration.storage import Storage
+from offmanifold.progress import silent
+from offmanifold.randomness import generator
+
+CPU = torch.device("cpu")
+CONFIG = manifold.Config(
+    vae_images=300,
+    held_out_images=100,
+    vae=autoencoder.Config(vae.Config(hidden=(64, 32)), vae_epochs=20, vae_batch_size=32, vae_learning_rate=3e-3),
+    train_images=60,
+    validation_images=20,
+    test_images=30,
+    shard_images=25,
+)
+
+
+@pytest.fixture(scope="session")
+def trained(digits) -> dict:
+    """The one VAE of the config, as a sweep would give it."""
+    (cell,) = manifold.autoencoders(CONFIG, 0)
+    return {cell: manifold.train(cell, digits, [], CPU, silent)}
+
+
+@pytest.fixture(scope="session")
+def plan(digits, trained) -> Plan:
+    return manifold.plan(CONFIG, 0, digits, trained)
+
+
+@pytest.fixture(scope="session")
+def written(cluster, plan, tmp_path_factory) -> Path:
+    """The data set, as two workers wrote it."""
+    root = tmp_path_factory.mktemp("manifold")
+    _, says = find_or_write(plan, Storage.at(str(root)), Execution())
+    assert "6 made, 0 found, 0 failed" in says
+    return root
+
+
+@pytest.fixture
+def copy(written, tmp_path) -> Path:
+    """A data set to do harm to."""
+    return Path(shutil.copytree(written, tmp_path / "copy"))
+
+
+# the autoencoder
+
+
+def test_the_negative_elbo_is_torch_s_bernoulli_and_kl_divergence():
+    network = vae.build(vae.Config(hidden=(7, 5), latent_dimension=3), (1, 4, 4), seed=1)
+    x, noise = torch.rand(6, 1, 4, 4, generator=generator("x")), torch.randn(6, 3, generator=generator("noise"))
+    mean, std = network.encode(x)
+    decoded = network.decode(mean + std * noise)
+    assert decoded.shape == x.shape
+    reconstruction = Independent(Bernoulli(decoded, validate_args=False), 3).log_prob(x)
+    divergence = kl_divergence(Normal(mean, std), Normal(0.0, 1.0)).sum(dim=1)
+    assert_close(network.negative_elbo(x, noise), divergence - reconstruction)
+
+
+def test_training_the_autoencoder_beats_the_best_constant_image_and_repeats_itself(digits, trained):
+    ((cell, result),) = trained.items()
+    training, held_out = digits.split(300, 100, 0, "vae")
+    constant = training.images.mean(dim=0).clamp(1e-3, 1 - 1e-3)
+    of_constant = Independent(Bernoulli(constant, validate_args=False), 3).log_prob(held_out.images).mean().item()
+    assert result.metrics["validation_elbo"] > of_constant + 20
+    again = manifold.train(cell, digits, [], CPU, silent)
+    assert again.metrics == result.metrics
+    assert all(np.array_equal(again.arrays[name], result.arrays[name]) for name in result.arrays)
+
+
+# what is in the data set
+
+
+def test_any_reader_of_parquet_reads_a_shard(written):
+    """In a process that knows neither Ray nor us."""
+    code = "import sys, pandas as pd, numpy as np; t = pd.read_parquet(sys.argv[1]); print(np.stack(t.image).shape, *t.dtypes)"
+    done = subprocess.run([sys.executable, "-c", code, str(written / "train-00002.parquet")], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["(10,", "784)", "object", "int64", *["float64"] * 5]
+    schema = pq.read_schema(written / "test-00000.parquet")
+    assert schema.field("image").type == pa.list_(pa.uint8(), 784)
+
+
+def test_every_row_is_its_latent_decoded_with_the_density_s_own_values(written):
+    data = manifold_mnist.load(str(written))
+    assert (len(data.train), len(data.validation), len(data.test)) == (60, 20, 30)
+    assert data.train.class_names == ("0", "1", "4")
+    for part in (data.train, data.validation, data.test):
+        z = torch.from_numpy(part.columns["latent"])
+        with torch.no_grad():
+            assert (data.manifold.decode(z) - part.images).abs().max() <= 0.5 / 255 + 1e-6
+        assert_close(data.density.log_prob(z), torch.from_numpy(part.columns["log_density"]))
+        own = data.density.class_log_probs(z)[torch.arange(len(part)), part.targets]
+        assert_close(own, torch.from_numpy(part.columns["log_density_of_class"]))
+        assert_close(data.manifold.images().on_manifold(z), torch.from_numpy(part.columns["log_density_on_manifold"]))
+        assert set(part.labels.tolist()) == {0, 1, 2}
+    everything = [tuple(z) for part in (data.train, data.validation, data.test) for z in part.columns["latent"]]
+    assert len(set(everything)) == 110
+
+
+def test_the_image_density_of_a_row_has_an_error_and_hardly_feels_the_rounding_to_bytes(written):
+    data = manifold_mnist.load(str(written))
+    test = data.test.take(np.arange(8))
+    with torch.no_grad():
+        exact = data.manifold.decode(torch.from_numpy(test.columns["latent"]))
+    rounded, unrounded = data.image_log_density(test.images), data.image_log_density(exact)
+    assert rounded["supported"].all()
+    assert (rounded["error"] <= 0.01).all()
+    np.testing.assert_allclose(rounded["log_density"], unrounded["log_density"], atol=0.2)
+
+
+def test_quadrature_is_a_fine_grid_s_sum_for_a_real_decoder(written):
+    """By brute force, over a box around the latent that holds all but nothing of the integrand."""
+    data = manifold_mnist.load(str(written))
+    images = data.manifold.images()
+    found = data.image_log_density(data.test.images[:1])
+    latent = data.test.columns["latent"][0].tolist()
+    grid = torch.cartesian_prod(*(torch.linspace(at - 0.3, at + 0.3, 301, dtype=torch.float64) for at in latent))
+    with torch.no_grad():
+        log_likelihood = images.likelihood.table(data.test.images[:1].flatten(1), data.manifold.decode(grid).flatten(1))[0].double()
+    total = torch.logsumexp(log_likelihood + data.density.log_prob(grid), dim=0).item() + 2 * np.log(0.002)
+    assert found["log_density"].item() == pytest.approx(total, abs=0.01)
+
+
+def test_a_split_streams_a_shard_at_a_time(written):
+    parts = list(manifold_mnist.stream(str(written), "train"))
+    assert [len(part) for part in parts] == [25, 25, 10]
+    assert np.array_equal(np.concatenate([part.pixels for part in parts]), manifold_mnist.load(str(written)).train.pixels)
+    with pytest.raises(DataError, match="no split 'tset'; there are: train, validation, test"):
+        next(manifold_mnist.stream(str(written), "tset"))
+
+
+# how it is written
+
+
+def test_one_worker_writes_to_a_bucket_what_two_write_to_a_folder(written, plan, bucket):
+    storage = Storage.at(f"{bucket}/manifold")
+    find_or_write(plan, storage, Execution(workers=1))
+    here, there = (json.loads(content) for content in ((written / MANIFEST).read_bytes(), storage.read(MANIFEST)))
+    assert here["fingerprint"] == there["fingerprint"]
+    assert here["files"] == there["files"]
+    assert here["recipe"]["vae"]["cell"]["config"]["vae_epochs"] == 20
+    assert manifold_mnist.load(storage.root).test.fingerprint == manifold_mnist.load(str(written)).test.fingerprint
+    assert not storage.has(UNFINISHED)
+
+
+def test_what_is_there_is_found_and_nothing_is_prepared(written, plan):
+    def never() -> Contents:
+        raise AssertionError
+
+    before = {path.name: path.stat().st_mtime_ns for path in written.iterdir()}
+    shards, says = find_or_write(replace(plan, prepare=never), Storage.at(str(written)), Execution())
+    assert says.startswith("shards: 6 found")
+    assert shards.fingerprint == manifold_mnist.load(str(written)).fingerprint
+    assert {path.name: path.stat().st_mtime_ns for path in written.iterdir()} == before
+
+
+def test_an_unfinished_data_set_of_the_same_recipe_is_finished_and_of_another_is_left(cluster, written, copy, plan, digits, trained):
+    (copy / MANIFEST).unlink()
+    (copy / "train-00001.parquet").write_bytes(b"half")
+    (copy / UNFINISHED).write_text(json.dumps(plan.recipe))
+    other = manifold.plan(replace(CONFIG, bandwidth=0.2), 0, digits, trained)
+    with pytest.raises(DataError, match=r"another recipe: density.bandwidth is None there and 0.2 here"):
+        find_or_write(other, Storage.at(str(copy)), Execution())
+    assert (copy / "train-00001.parquet").read_bytes() == b"half"
+    find_or_write(plan, Storage.at(str(copy)), Execution(workers=1))
+    assert (copy / "train-00001.parquet").read_bytes() == (written / "train-00001.parquet").read_bytes()
+
+
+def test_a_shard_that_cannot_be_made_ends_the_writing_with_its_error(cluster, plan, tmp_path):
+    contents = plan.prepare()
+    broken = replace(plan, prepare=lambda: contents._replace(make=replace(contents.make, seed=None, manifold=None)))
+    with pytest.raises(JobError, match=r"shard \S+.parquet was not written: 'NoneType' object"):
+        find_or_write(broken, Storage.at(str(tmp_path / "new")), Execution())
+    assert not (tmp_path / "new" / MANIFEST).exists()
+
+
+def test_two_nodes_share_the_work(plan, written, tmp_path):
+    """A cluster of three nodes in a process of its own; the head has no CPU."""
+    import cloudpickle
+
+    (tmp_path / "plan").write_bytes(cloudpickle.dumps(plan.prepare()))
+    code = """
+import sys, pickle, json
+from dataclasses import replace
+from offmanifold.orchestration.session import Execution, ray
+from offmanifold.orchestration.shards import find_or_write
+from offmanifold.orchestration.storage import Storage
+from offmanifold.data.shards import Plan, Shards
+from ray.cluster_utils import Cluster
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+for _ in range(2):
+    cluster.add_node(num_cpus=1)
+ray.init(address=cluster.address, logging_level="ERROR", log_to_driver=False)
+contents = pickle.load(open(sys.argv[1], "rb"))
+about = json.loads(sys.argv[3])
+plan = Plan(about["name"], about["recipe"], about["rows"], lambda: contents)
+shards, _ = find_or_write(plan, Storage.at(sys.argv[2]), Execution())
+print(json.dumps(shards.manifest["made"]["shards_of_node"]))
+ray.shutdown()
+cluster.shutdown()
+"""
+    about = json.dumps({"name": plan.name, "recipe": plan.recipe, "rows": plan.rows})
+    command = [sys.executable, "-c", code, str(tmp_path / "plan"), str(tmp_path / "data"), about]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    of_node = json.loads(done.stdout.splitlines()[-1])
+    assert len(of_node) == 2
+    assert sum(of_node.values()) == 6
+    assert Shards.open(str(tmp_path / "data")).fingerprint == Shards.open(str(written)).fingerprint
+
+
+# what is refused
+
+
+def test_a_missing_or_altered_file_is_named_and_left(copy, plan):
+    shard = copy / "train-00001.parquet"
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[:-1] + b"x")
+    for look in (lambda: manifold_mnist.load(str(copy)), lambda: find_or_write(plan, Storage.at(str(copy)), Execution())):
+        with pytest.raises(DataError, match=r"train-00001.parquet was altered: the manifest tells what it was"):
+            look()
+    shard.unlink()
+    with pytest.raises(DataError, match=r"train-00001.parquet is missing"):
+        manifold_mnist.load(str(copy))
+    assert not shard.exists()
+    (copy / MANIFEST).write_text("{")
+    with pytest.raises(DataError, match=r"manifest.json is not what was written"):
+        manifold_mnist.load(str(copy))
+    with pytest.raises(DataError, match=r"holds no data set"):
+        manifold_mnist.load(str(copy / "nowhere"))
+
+
+def test_a_folder_of_other_things_or_another_recipe_is_left_alone(copy, plan, digits, trained, tmp_path):
+    before = {path.name: path.read_bytes() for path in copy.iterdir()}
+    other = manifold.plan(replace(CONFIG, train_images=61), 0, digits, trained)
+    with pytest.raises(DataError, match=r"another recipe: rows.train is 60 there and 61 here. Name another folder"):
+        find_or_write(other, Storage.at(str(copy)), Execution())
+    assert {path.name: path.read_bytes() for path in copy.iterdir()} == before
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").write_text("x")
+    with pytest.raises(DataError, match=r"holds thesis.tex, and no data set of ours"):
+        find_or_write(plan, Storage.at(str(tmp_path / "mine")), Execution())
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["thesis.tex"]
+
+
+@pytest.mark.parametrize(
+    ("bad", "words"),
+    [
+        ({"bandwidth": 0.0}, "bandwidth must be above 0"),
+        ({"classes": (0,)}, "at least two"),
+        ({"classes": (0, 0)}, "once each"),
+        ({"vae": autoencoder.Config(vae.Config(latent_dimension=3))}, "latent_dimension must be 2"),
+        ({"dataset": "cifar"}, "unknown; there are"),
+        ({"test_images": 0}, "test_images must be at least 1"),
+    ],
+)
+def test_a_bad_config_is_refused(bad, words):
+    with pytest.raises(ValueError, match=words):
+        manifold.Config(**bad)
+
+
+def test_a_class_that_is_not_in_the_data_or_has_no_image_is_refused(digits, trained):
+    with pytest.raises(DataError, match="no image of class 11; its classes are 0, 1, 2"):
+        manifold.load(replace(CONFIG, classes=(0, 11)))
+    without_four = Source(digits.pool.take(np.flatnonzero(digits.pool.labels != 4)), digits.test)
+    with pytest.raises(DataError, match=r"class 4 has no encoded image.*the VAE saw 300 images"):
+        manifold.plan(CONFIG, 0, without_four, trained).prepare()
+
+
+def test_a_manifold_of_three_dimensions_is_refused(written):
+    density = manifold_mnist.load(str(written)).density
+    solid = replace(density, points=torch.zeros(len(density.points), 3).double())
+    with pytest.raises(ValueError, match="needs a latent space of 2 dimensions, this one has 3"):
+        manifold_mnist.Manifold(solid, vae.build(vae.Config(latent_dimension=3), (1, 28, 28), 0))
+
+
+# the job's report
+
+
+def test_the_report_of_the_data_set_says_what_was_measured(written, trained):
+    config = build_manifold_mnist.Config(data=CONFIG, measured_images=20, importance=build_manifold_mnist.Importance(draws=400))
+    data = manifold_mnist.load(str(written))
+    cells = build_manifold_mnist.measured(config)
+    results = {cell: build_manifold_mnist.measure(cell, data, [], CPU, silent) for cell in cells}
+    report = build_manifold_mnist.summarise(config, data, trained, results)
+    rows = report.tables["rows"]
+    assert np.array_equal(rows["latent_log_density"], data.test.columns["log_density"][:20])
+    assert_close(torch.tensor(rows["quadrature_log_density"]), torch.tensor(data.image_log_density(data.test.images[:20])["log_density"]))
+    assert report.headline["rank correlation"] == pytest.approx(
+        pd.DataFrame(rows).corr("spearman").loc["latent_log_density", "quadrature_log_density"]
+    )
+    assert set(report.figures) <= set(report.tables)
+    assert report.tables["bandwidths"]["of_chosen"].tolist() == [0.5, 1, 2]
+    assert report.tables["bandwidths"]["held_out_log_prob"].idxmax() == 1
+    assert str(report)
