@@ -11,12 +11,13 @@ import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import ray
 import torch
 
 from offmanifold.data.shards import Shards
 from offmanifold.experiments import build_manifold_mnist as experiment
 from offmanifold.experiments import manifold
-from offmanifold.orchestration.session import Execution, ray
+from offmanifold.orchestration.session import Execution
 from offmanifold.orchestration.shards import find_or_write
 from offmanifold.orchestration.storage import Storage
 from offmanifold.progress import silent
