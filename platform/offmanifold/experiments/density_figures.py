@@ -34,6 +34,7 @@ def density_against_step(steps: pd.DataFrame, threshold: float, words: str, of_w
             axes.fill_between(own["step"], low, high, color=colour, alpha=0.15, linewidth=0)
         axes.axhline(threshold, color="black", linestyle=":", label="5 % quantile of clean images")
         axes.set(title=f"3{letter}: {walk}", xlabel="step")
+        axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8)
         if walk == "untargeted":
