@@ -8,18 +8,19 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import ray
 import torch
 
+from offmanifold.data import Source
 from offmanifold.data.shards import Shards
 from offmanifold.experiments import build_manifold_mnist as experiment
 from offmanifold.experiments import manifold
 from offmanifold.orchestration.session import Execution
 from offmanifold.orchestration.shards import find_or_write
-from offmanifold.orchestration.storage import Storage
 from offmanifold.progress import silent
 
 SIZES = (5_000, 100_000)
@@ -53,16 +54,21 @@ class Peak:
                         self.largest[words] = max(self.largest[words], int(resident.split()[1]) / 1024)
 
 
+def here(source: Source) -> manifold.Sweep:
+    """Cells made in this process."""
+    return lambda stage, make, cells: {cell: make(cell, source, [], torch.device("cpu"), silent) for cell in cells}
+
+
 def build(images: int) -> None:
     """In a process of its own: writes a data set of so many images, and prints a line."""
     config = manifold.Config(train_images=images, shard_images=1000)
     source = experiment.load(experiment.Config(data=config))
-    (cell,) = manifold.autoencoders(config, seed=0)
-    plan = manifold.plan(config, 0, source, {cell: manifold.train(cell, source, [], torch.device("cpu"), silent)})
+    plan = manifold.plan(config, 0, source, here(source))
+    contents = plan.prepare()  # the VAE is not what is measured
     ray.init(address="local", include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
     with TemporaryDirectory() as folder:
         peak, started = Peak("benchmarks/shards.py", "ray::MapWorker"), time.monotonic()
-        find_or_write(plan, Storage.at(folder), Execution())
+        find_or_write(replace(plan, prepare=lambda: contents), folder, Execution())
         seconds = time.monotonic() - started
         driver, actor = peak.end().values()
         megabytes = sum(entry["bytes"] for entry in Shards.open(folder).manifest["files"].values()) / 1e6

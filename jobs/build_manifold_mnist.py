@@ -18,10 +18,9 @@ def main() -> None:
     with start(__doc__, experiment.PRESETS) as job:
         known, seed = job.config.data, job.config.seed
         source = job.load(experiment.load)
-        vae = job.sweep("vae", manifold.train, manifold.autoencoders(known, seed))
-        data = manifold_mnist.load(job.write(manifold.plan(known, seed, source, vae), known.folder))
+        data = manifold_mnist.load(job.write(manifold.plan(known, seed, source, job.sweep), known.folder))
         measured = job.sweep("measure", experiment.measure, experiment.measured(job.config), on=data)
-        job.report(experiment.summarise(job.config, data, vae, measured))
+        job.report(experiment.summarise(job.config, data, measured))
 
 
 if __name__ == "__main__":

@@ -18,8 +18,7 @@ def main() -> None:
     with start(__doc__, experiment.PRESETS) as job:
         known, seed = job.config.data, job.config.seed
         source = job.load(experiment.load)
-        vae = job.sweep("vae", manifold.train, manifold.autoencoders(known, seed))
-        data = manifold_mnist.load(job.write(manifold.plan(known, seed, source, vae), known.folder))
+        data = manifold_mnist.load(job.write(manifold.plan(known, seed, source, job.sweep), known.folder))
         networks = job.sweep("train", experiment.train, experiment.networks(job.config), on=data)
         walked = job.sweep("walk", experiment.walk, experiment.walked(job.config), on=data)
         job.report(experiment.summarise(job.config, data, networks, walked))

@@ -119,6 +119,7 @@ def test_held_out_latents_are_asked_in_their_own_class_and_others_left_out():
     ("make", "words"),
     [
         (lambda: bumps(30).with_bandwidth(0.0), "bandwidth must be above 0"),
+        (lambda: bumps(30).with_bandwidth(math.nan), "bandwidth must be above 0"),
         (lambda: LatentDensity.of(torch.zeros(4, 2), torch.zeros(4).long(), (0, 7), 0.1), "class 7 has no encoded image"),
         (lambda: Gaussian(0.0), "width must be above 0"),
         (lambda: Quadrature(cells=2), "at least 8 cells"),
@@ -276,9 +277,9 @@ def test_every_likelihood_s_table_is_its_rows(name):
 
 def test_the_gaussian_likelihood_is_torch_s_and_bernoulli_s_is_no_density():
     x, decoded = torch.rand(5, 9, generator=generator("x")), torch.rand(5, 9, generator=generator("decoded"))
-    assert_close(Gaussian(0.3).log_prob(x, decoded), Independent(Normal(decoded, 0.3), 1).log_prob(x))
+    assert_close(Gaussian(0.3).log_prob(x, decoded), Independent(Normal(decoded, 0.3), 1).log_prob(x).double())
     expected = torch.distributions.Bernoulli(decoded, validate_args=False).log_prob(x).sum(dim=1)
-    assert_close(Bernoulli().log_prob(x, decoded), expected)
+    assert_close(Bernoulli().log_prob(x, decoded), expected.double())
     assert Gaussian().normalised
     assert not Bernoulli().normalised
     grey = torch.linspace(0, 1, 2001, dtype=torch.float64)[:, None]
@@ -291,3 +292,31 @@ def test_quadrature_asks_for_a_plane():
     with pytest.raises(ValueError, match="needs 2 latent dimensions, there are 3"):
         images.quadrature(torch.zeros(1, 3))
     assert len(images.importance(torch.zeros(2, 3).double(), Importance(draws=200))) == 2
+
+
+@pytest.mark.parametrize("cells_a_width", [20.0, 40.0])
+def test_a_supported_value_is_right_also_where_the_first_cells_are_wide_for_the_peak(cells_a_width):
+    """Peaks at random places of cells that are twenty and forty times their width: none is lost at a border, or marked."""
+    density = bumps(100, bandwidth=0.1)
+    low, high = density.points.amin(dim=0) - 1.2, density.points.amax(dim=0) + 1.2
+    width = (high - low).max().item() / 160 / cells_a_width
+    images = ImageDensity(density, lambda z: z, lambda x: (x, x), Gaussian(width))
+    x, _ = density.sample(64, generator("x"))
+    wider = density.with_bandwidth(math.hypot(0.1, width))
+    found = images.quadrature(x)
+    assert found["supported"].all()
+    np.testing.assert_allclose(found["log_density"], wider.log_prob(x), atol=0.01)
+
+
+def test_an_image_s_density_does_not_depend_on_what_was_asked_before_it():
+    images, _ = known(0.1, bumps=3)
+    near, far = images_of(images, 3, 0.0), images.decode(torch.tensor([[40.0, 40.0]]).double())
+    alone, behind = images.quadrature(near), images.quadrature(torch.cat([far.expand(70, -1), near])).tail(3)
+    np.testing.assert_allclose(alone["log_density"], behind["log_density"], rtol=0, atol=1e-9)
+
+
+def test_latents_that_are_no_numbers_and_classes_without_a_held_out_image_are_refused():
+    with pytest.raises(ValueError, match="must be finite"):
+        bumps(9).log_prob(torch.tensor([[0.0, float("nan")]]))
+    with pytest.raises(ValueError, match="no held-out image is of the classes 0, 1, 2"):
+        held_out_log_prob(bumps(9), torch.zeros(2, 2), torch.tensor([7, 8]))

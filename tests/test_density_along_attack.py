@@ -19,6 +19,7 @@ from offmanifold.data.manifold_mnist import Manifold, ManifoldMnist
 from offmanifold.density import LatentDensity
 from offmanifold.experiments import density_along_attack as experiment
 from offmanifold.experiments import density_report, manifold
+from offmanifold.experiments.build_manifold_mnist import ImageDensityConfig
 from offmanifold.inference import sgd
 from offmanifold.models import vae
 from offmanifold.progress import silent
@@ -162,8 +163,26 @@ def test_planted_losses_are_found_at_every_step_and_at_equal_norm():
     norms = density_report.norm_table(rows, seed=0)
     at = norms[np.isclose(norms["l2"], norms["l2"].max())].set_index("walk")
     assert at["l2"].unique() == pytest.approx([12.0])  # as far as the control goes
-    assert at["lost"].to_dict() == pytest.approx({"untargeted": 6.0, "targeted": 6.0, "random_sign": 12.0})
-    assert at.loc["untargeted", ["lost_beyond_control_low", "lost_beyond_control_high"]].tolist() == pytest.approx([-6.0, -6.0])
+
+
+def test_walks_are_compared_at_equal_norm_linearly_in_its_square():
+    """Both lose a times the squared distance, the attacks half as much; one walk stands still, one is short, one is not supported."""
+    rows = planted()
+    slope = np.where(rows["walk"] == "random_sign", 0.5, 0.25)
+    rows["log_density"] = -slope * rows["l2"] ** 2
+    still, short = (rows["image"] == 0) & (rows["walk"] == "untargeted"), (rows["image"] == 1) & (rows["walk"] == "untargeted")
+    rows.loc[still, ["l2", "log_density"]] = 0.0
+    rows = rows[~(short & (rows["step"] > 1))]
+    rows.loc[(rows["image"] == 2) & (rows["walk"] == "targeted"), "supported"] = False
+    norms = density_report.norm_table(density_report.prepared(rows)[0], seed=0)
+    assert norms["l2"].max() == pytest.approx(12.0)
+    attacks, control = norms[norms["walk"] != "random_sign"], norms[norms["walk"] == "random_sign"]
+    np.testing.assert_allclose(control["lost"], 0.5 * control["l2"] ** 2)
+    np.testing.assert_allclose(attacks["lost"], 0.25 * attacks["l2"] ** 2)
+    np.testing.assert_allclose(attacks["lost_beyond_control"], -0.25 * attacks["l2"] ** 2)
+    assert set(norms[norms["walk"] == "untargeted"]["images"]) == {39, 38}
+    assert set(norms[norms["walk"] == "targeted"]["images"]) == {39}
+    assert (control["accuracy"] == 1).all()
 
 
 def test_planted_accuracy_falls_with_density_for_attacks_alone():
@@ -171,7 +190,7 @@ def test_planted_accuracy_falls_with_density_for_attacks_alone():
     accuracy = density_report.accuracy_table(rows, seed=0)
     for walk, group in accuracy.groupby("walk"):
         assert group["log_density"].is_monotonic_increasing
-        assert group["images"].sum() == (rows["walk"] == walk).sum()
+        assert group["rows"].sum() == (rows["walk"] == walk).sum()
         expected = 1.0 if walk == "random_sign" else np.where(group["log_density"] < -3.3, 0.0, group["accuracy"])
         np.testing.assert_allclose(group["accuracy"], expected)
         assert group["accuracy"].iloc[-1] == 1
@@ -184,9 +203,22 @@ def test_densities_that_are_not_supported_are_left_out_and_counted():
     rows = planted()
     rows.loc[rows["step"] == 2, "supported"] = False
     prepared, _ = density_report.prepared(rows)
-    assert prepared.loc[prepared["step"] == 2, "log_density"].isna().all()
-    norms = density_report.norm_table(prepared, seed=0)
-    assert norms.loc[norms["walk"] == "untargeted", "lost"].iloc[-1] == pytest.approx(6.0)
+    assert prepared.loc[prepared["step"] == 2, ["log_density", "low_density"]].isna().all(axis=None)
+    assert np.isnan(density_report.step_table(prepared, seed=0).set_index(["walk", "step"]).loc[("untargeted", 2), "low_density"])
+
+
+def test_a_report_is_made_of_what_there_is(data, results):
+    """All targeted walks failed, and one of the control."""
+    networks = {cell: Result(pd.DataFrame(), {}, {"test_accuracy": 0.9}) for cell in experiment.networks(CONFIG)}
+    left = {
+        cell: result for cell, result in results.items() if cell.walk == "untargeted" or (cell.walk, cell.repetition) == ("random_sign", 0)
+    }
+    report = experiment.summarise(CONFIG, data, networks, left)
+    assert "untargeted: mean log p(x) falls" in str(report)
+    assert set(report.tables["density_against_norm"]["walk"]) == {"untargeted", "random_sign"}
+    score = experiment.summarise(replace(CONFIG, image_density=ImageDensityConfig("bernoulli")), data, networks, results)
+    assert "log p(x)" not in str(score)
+    assert "Bernoulli score" in str(score)
 
 
 @pytest.mark.parametrize(

@@ -19,14 +19,16 @@ from torch.testing import assert_close
 from offmanifold.data import DataError, Source, manifold_mnist
 from offmanifold.data.shards import MANIFEST, UNFINISHED, Contents, Plan, Shards
 from offmanifold.experiments import build_manifold_mnist, manifold
-from offmanifold.inference import autoencoder
+from offmanifold.inference import autoencoder, sgd
 from offmanifold.models import vae
+from offmanifold.orchestration import shards
 from offmanifold.orchestration.errors import JobError
 from offmanifold.orchestration.session import Execution
 from offmanifold.orchestration.shards import find_or_write
 from offmanifold.orchestration.storage import Storage
 from offmanifold.progress import silent
 from offmanifold.randomness import generator
+from offmanifold.result import recipe_key
 
 CPU = torch.device("cpu")
 CONFIG = manifold.Config(
@@ -43,20 +45,25 @@ CONFIG = manifold.Config(
 @pytest.fixture(scope="session")
 def trained(digits) -> dict:
     """The one VAE of the config, as a sweep would give it."""
-    (cell,) = manifold.autoencoders(CONFIG, 0)
+    cell = manifold.autoencoder_of(CONFIG, 0)
     return {cell: manifold.train(cell, digits, [], CPU, silent)}
 
 
 @pytest.fixture(scope="session")
 def plan(digits, trained) -> Plan:
-    return manifold.plan(CONFIG, 0, digits, trained)
+    return planned(CONFIG, digits, trained)
+
+
+def planned(config: manifold.Config, source: Source, trained: dict) -> Plan:
+    """With the one VAE, whatever the config says of it."""
+    return manifold.plan(config, 0, source, lambda stage, make, cells: dict.fromkeys(cells, *trained.values()))
 
 
 @pytest.fixture(scope="session")
 def written(cluster, plan, tmp_path_factory) -> Path:
     """The data set, as two workers wrote it."""
     root = tmp_path_factory.mktemp("manifold")
-    _, says = find_or_write(plan, Storage.at(str(root)), Execution())
+    _, says = find_or_write(plan, str(root), Execution())
     assert "6 made, 0 found, 0 failed" in says
     return root
 
@@ -86,10 +93,16 @@ def test_training_the_autoencoder_beats_the_best_constant_image_and_repeats_itse
     training, held_out = digits.split(300, 100, 0, "vae")
     constant = training.images.mean(dim=0).clamp(1e-3, 1 - 1e-3)
     of_constant = Independent(Bernoulli(constant, validate_args=False), 3).log_prob(held_out.images).mean().item()
-    assert result.metrics["validation_elbo"] > of_constant + 20
+    assert result.metrics["validation_elbo"] > of_constant + 10
     again = manifold.train(cell, digits, [], CPU, silent)
     assert again.metrics == result.metrics
     assert all(np.array_equal(again.arrays[name], result.arrays[name]) for name in result.arrays)
+
+
+def test_another_version_of_the_training_loop_is_another_recipe(monkeypatch):
+    before = recipe_key(manifold.autoencoder_of(CONFIG, 0), "data")
+    monkeypatch.setattr(sgd.Config, "RECIPE_VERSION", sgd.Config.RECIPE_VERSION + 1)
+    assert recipe_key(manifold.autoencoder_of(CONFIG, 0), "data") != before
 
 
 # what is in the data set
@@ -158,7 +171,7 @@ def test_a_split_streams_a_shard_at_a_time(written):
 
 def test_one_worker_writes_to_a_bucket_what_two_write_to_a_folder(written, plan, bucket):
     storage = Storage.at(f"{bucket}/manifold")
-    find_or_write(plan, storage, Execution(workers=1))
+    find_or_write(plan, storage.root, Execution(workers=1))
     here, there = (json.loads(content) for content in ((written / MANIFEST).read_bytes(), storage.read(MANIFEST)))
     assert here["fingerprint"] == there["fingerprint"]
     assert here["files"] == there["files"]
@@ -172,9 +185,9 @@ def test_what_is_there_is_found_and_nothing_is_prepared(written, plan):
         raise AssertionError
 
     before = {path.name: path.stat().st_mtime_ns for path in written.iterdir()}
-    shards, says = find_or_write(replace(plan, prepare=never), Storage.at(str(written)), Execution())
+    found, says = find_or_write(replace(plan, prepare=never), str(written), Execution())
     assert says.startswith("shards: 6 found")
-    assert shards.fingerprint == manifold_mnist.load(str(written)).fingerprint
+    assert found.fingerprint == manifold_mnist.load(str(written)).fingerprint
     assert {path.name: path.stat().st_mtime_ns for path in written.iterdir()} == before
 
 
@@ -182,11 +195,11 @@ def test_an_unfinished_data_set_of_the_same_recipe_is_finished_and_of_another_is
     (copy / MANIFEST).unlink()
     (copy / "train-00001.parquet").write_bytes(b"half")
     (copy / UNFINISHED).write_text(json.dumps(plan.recipe))
-    other = manifold.plan(replace(CONFIG, bandwidth=0.2), 0, digits, trained)
+    other = planned(replace(CONFIG, bandwidth=0.2), digits, trained)
     with pytest.raises(DataError, match=r"another recipe: density.bandwidth is None there and 0.2 here"):
-        find_or_write(other, Storage.at(str(copy)), Execution())
+        find_or_write(other, str(copy), Execution())
     assert (copy / "train-00001.parquet").read_bytes() == b"half"
-    find_or_write(plan, Storage.at(str(copy)), Execution(workers=1))
+    find_or_write(plan, str(copy), Execution(workers=1))
     assert (copy / "train-00001.parquet").read_bytes() == (written / "train-00001.parquet").read_bytes()
 
 
@@ -194,7 +207,7 @@ def test_a_shard_that_cannot_be_made_ends_the_writing_with_its_error(cluster, pl
     contents = plan.prepare()
     broken = replace(plan, prepare=lambda: contents._replace(make=replace(contents.make, seed=None, manifold=None)))
     with pytest.raises(JobError, match=r"shard \S+.parquet was not written: 'NoneType' object"):
-        find_or_write(broken, Storage.at(str(tmp_path / "new")), Execution())
+        find_or_write(broken, str(tmp_path / "new"), Execution())
     assert not (tmp_path / "new" / MANIFEST).exists()
 
 
@@ -208,7 +221,6 @@ import sys, pickle, json
 from dataclasses import replace
 from offmanifold.orchestration.session import Execution, ray
 from offmanifold.orchestration.shards import find_or_write
-from offmanifold.orchestration.storage import Storage
 from offmanifold.data.shards import Plan, Shards
 from ray.cluster_utils import Cluster
 cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
@@ -218,7 +230,7 @@ ray.init(address=cluster.address, logging_level="ERROR", log_to_driver=False)
 contents = pickle.load(open(sys.argv[1], "rb"))
 about = json.loads(sys.argv[3])
 plan = Plan(about["name"], about["recipe"], about["rows"], lambda: contents)
-shards, _ = find_or_write(plan, Storage.at(sys.argv[2]), Execution())
+shards, _ = find_or_write(plan, sys.argv[2], Execution())
 print(json.dumps(shards.manifest["made"]["shards_of_node"]))
 ray.shutdown()
 cluster.shutdown()
@@ -240,37 +252,62 @@ def test_a_missing_or_altered_file_is_named_and_left(copy, plan):
     shard = copy / "train-00001.parquet"
     whole = shard.read_bytes()
     shard.write_bytes(whole[:-1] + b"x")
-    for look in (lambda: manifold_mnist.load(str(copy)), lambda: find_or_write(plan, Storage.at(str(copy)), Execution())):
-        with pytest.raises(DataError, match=r"train-00001.parquet was altered: the manifest tells what it was"):
-            look()
+    assert find_or_write(plan, str(copy), Execution())[1].startswith("shards: 6 found")
+    with pytest.raises(DataError, match=r"train-00001.parquet was altered: the manifest tells what it was"):
+        manifold_mnist.load(str(copy))
+    assert shard.read_bytes() == whole[:-1] + b"x"
     shard.unlink()
     with pytest.raises(DataError, match=r"train-00001.parquet is missing"):
         manifold_mnist.load(str(copy))
     assert not shard.exists()
-    (copy / MANIFEST).write_text("{")
-    with pytest.raises(DataError, match=r"manifest.json is not what was written"):
-        manifold_mnist.load(str(copy))
+    for altered in ("{", "[]", '{"format": 1}', (copy / MANIFEST).read_text().replace('"rows": 60', '"rows": 61')):
+        (copy / MANIFEST).write_text(altered)
+        with pytest.raises(DataError, match=r"manifest.json is not what was written"):
+            manifold_mnist.load(str(copy))
+    with pytest.raises(DataError, match=r"gs4://bucket/x/manifest.json cannot be read"):
+        manifold_mnist.load("gs4://bucket/x")
     with pytest.raises(DataError, match=r"holds no data set"):
         manifold_mnist.load(str(copy / "nowhere"))
 
 
 def test_a_folder_of_other_things_or_another_recipe_is_left_alone(copy, plan, digits, trained, tmp_path):
-    before = {path.name: path.read_bytes() for path in copy.iterdir()}
-    other = manifold.plan(replace(CONFIG, train_images=61), 0, digits, trained)
+    before = {path.name: path.read_bytes() for path in copy.iterdir() if path.is_file()}
+    other = planned(replace(CONFIG, train_images=61), digits, trained)
     with pytest.raises(DataError, match=r"another recipe: rows.train is 60 there and 61 here. Name another folder"):
-        find_or_write(other, Storage.at(str(copy)), Execution())
-    assert {path.name: path.read_bytes() for path in copy.iterdir()} == before
+        find_or_write(other, str(copy), Execution())
+    assert {path.name: path.read_bytes() for path in copy.iterdir() if path.is_file()} == before
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").write_text("x")
     with pytest.raises(DataError, match=r"holds thesis.tex, and no data set of ours"):
-        find_or_write(plan, Storage.at(str(tmp_path / "mine")), Execution())
+        find_or_write(plan, str(tmp_path / "mine"), Execution())
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["thesis.tex"]
+
+
+def test_what_a_killed_job_leaves_does_not_count_and_a_finished_data_set_is_only_read(cluster, copy, plan, tmp_path):
+    (copy / "write-test-1").write_text("x")
+    before = {path.name: path.stat().st_mtime_ns for path in copy.iterdir()}
+    assert find_or_write(plan, str(copy), Execution())[1].startswith("shards: 6 found")
+    assert {path.name: path.stat().st_mtime_ns for path in copy.iterdir()} == before
+    left = tmp_path / "left"
+    left.mkdir()
+    (left / "write-test-2").write_text("x")
+    (left / "train-00000.parquet.1.part").write_text("x")
+    assert "6 made" in find_or_write(plan, str(left), Execution(workers=1))[1]
+
+
+def test_shards_that_the_driver_does_not_see_are_said(cluster, plan, tmp_path, monkeypatch):
+    """As on nodes that share no folder."""
+    monkeypatch.setattr(shards, "_write_shards", lambda *all: {"train-00000.parquet": {}})
+    with pytest.raises(JobError, match=r"train-00000.parquet is not in \S+: on several nodes that must be a folder which all of them see"):
+        find_or_write(plan, str(tmp_path / "new"), Execution())
+    assert not (tmp_path / "new" / MANIFEST).exists()
 
 
 @pytest.mark.parametrize(
     ("bad", "words"),
     [
         ({"bandwidth": 0.0}, "bandwidth must be above 0"),
+        ({"bandwidth": float("nan")}, "bandwidth must be above 0"),
         ({"classes": (0,)}, "at least two"),
         ({"classes": (0, 0)}, "once each"),
         ({"vae": autoencoder.Config(vae.Config(latent_dimension=3))}, "latent_dimension must be 2"),
@@ -288,7 +325,7 @@ def test_a_class_that_is_not_in_the_data_or_has_no_image_is_refused(digits, trai
         manifold.load(replace(CONFIG, classes=(0, 11)))
     without_four = Source(digits.pool.take(np.flatnonzero(digits.pool.labels != 4)), digits.test)
     with pytest.raises(DataError, match=r"class 4 has no encoded image.*the VAE saw 300 images"):
-        manifold.plan(CONFIG, 0, without_four, trained).prepare()
+        planned(CONFIG, without_four, trained).prepare()
 
 
 def test_a_manifold_of_three_dimensions_is_refused(written):
@@ -301,12 +338,12 @@ def test_a_manifold_of_three_dimensions_is_refused(written):
 # the job's report
 
 
-def test_the_report_of_the_data_set_says_what_was_measured(written, trained):
+def test_the_report_of_the_data_set_says_what_was_measured(written):
     config = build_manifold_mnist.Config(data=CONFIG, measured_images=20, importance=build_manifold_mnist.Importance(draws=400))
     data = manifold_mnist.load(str(written))
     cells = build_manifold_mnist.measured(config)
     results = {cell: build_manifold_mnist.measure(cell, data, [], CPU, silent) for cell in cells}
-    report = build_manifold_mnist.summarise(config, data, trained, results)
+    report = build_manifold_mnist.summarise(config, data, results)
     rows = report.tables["rows"]
     assert np.array_equal(rows["latent_log_density"], data.test.columns["log_density"][:20])
     assert_close(torch.tensor(rows["quadrature_log_density"]), torch.tensor(data.image_log_density(data.test.images[:20])["log_density"]))
@@ -316,4 +353,5 @@ def test_the_report_of_the_data_set_says_what_was_measured(written, trained):
     assert set(report.figures) <= set(report.tables)
     assert report.tables["bandwidths"]["of_chosen"].tolist() == [0.5, 1, 2]
     assert report.tables["bandwidths"]["held_out_log_prob"].idxmax() == 1
-    assert str(report)
+    score = replace(config, image_density=build_manifold_mnist.ImageDensityConfig("bernoulli"))
+    assert "log p(x)" not in str(build_manifold_mnist.summarise(score, data, results))

@@ -53,7 +53,7 @@ class Plan:
     @property
     def key(self) -> str:
         """A hash of the recipe: where the data set lies unless a folder is named."""
-        return hashlib.sha256(json.dumps(self.recipe, sort_keys=True).encode()).hexdigest()[:20]
+        return _hash(self.recipe)[:20]
 
 
 @dataclass(frozen=True)
@@ -67,13 +67,18 @@ class Shards:
     def open(cls, root: str) -> "Shards":
         """By its manifest; ``DataError`` where there is none, or none that this version reads."""
         try:
-            manifest = json.loads(_read(root, MANIFEST))
+            content = _read(root, MANIFEST)
         except FileNotFoundError:
             raise DataError(f"{root} holds no data set: it has no {MANIFEST}. Build it, or name its folder") from None
-        except ValueError:
-            raise DataError(f"{root}/{MANIFEST} is not what was written; remove the folder, and build the data set again") from None
-        if manifest.get("format") != FORMAT:
-            raise DataError(f"{root} is of format {manifest.get('format')}, this offmanifold reads {FORMAT}: use the one that wrote it")
+        try:
+            manifest = json.loads(content)
+            written, version = manifest.pop("sha256"), manifest["format"]
+        except (ValueError, TypeError, KeyError, AttributeError):
+            written, version, manifest = None, FORMAT, {}
+        if version != FORMAT:
+            raise DataError(f"{root} is of format {version}, this offmanifold reads {FORMAT}: use the one that wrote it")
+        if written != _hash(manifest):
+            raise DataError(f"{root}/{MANIFEST} is not what was written; remove the folder, and build the data set again")
         return cls(root, manifest)
 
     @property
@@ -98,11 +103,6 @@ class Shards:
             raise DataError(f"{self.root} has no split {split!r}; there are: {', '.join(self.manifest['splits'])}")
         for shard in self.manifest["splits"][split]["shards"]:
             yield pq.read_table(BytesIO(self.file(shard)))
-
-    def verify(self) -> None:
-        """Reads everything; ``DataError`` for the first file that is missing or altered."""
-        for name in self.manifest["files"]:
-            self.file(name)
 
 
 class Written(NamedTuple):
@@ -143,7 +143,7 @@ def manifest(plan: Plan, contents: Contents, shards: Mapping[str, Mapping[str, A
         "format": FORMAT,
         "name": plan.name,
         "key": plan.key,
-        "fingerprint": hashlib.sha256(json.dumps([plan.recipe, hashes], sort_keys=True).encode()).hexdigest()[:16],
+        "fingerprint": _hash([plan.recipe, hashes])[:16],
         **contents.about,
         "schema": next(iter(shards.values()))["schema"],
         "splits": {split: {"rows": sum(plan.rows[split]), "shards": of_split} for split, of_split in names.items()},
@@ -152,12 +152,17 @@ def manifest(plan: Plan, contents: Contents, shards: Mapping[str, Mapping[str, A
         "recipe": plan.recipe,
         "made": made,
     }
-    return json.dumps(about, indent=1).encode()
+    about = json.loads(json.dumps(about))  # as a reader has it
+    return json.dumps({**about, "sha256": _hash(about)}, indent=1).encode()
 
 
 def file_entry(content: bytes) -> dict[str, Any]:
     """What the manifest says of a file."""
     return {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+
+
+def _hash(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def _read(root: str, name: str) -> bytes:
@@ -168,5 +173,5 @@ def _read(root: str, name: str) -> bytes:
             return content
     except FileNotFoundError:
         raise
-    except OSError as error:
+    except (OSError, pa.ArrowInvalid) as error:
         raise DataError(f"{root}/{name} cannot be read ({(str(error) or type(error).__name__).splitlines()[0]})") from error

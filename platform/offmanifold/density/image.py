@@ -16,8 +16,8 @@ from offmanifold.density.surface import on_manifold
 BATCH = 64
 """Images that are integrated together: cells that they have in common are decoded once."""
 MARGIN, GROWTH, GROWTHS = 12.0, 1.5, 6
-"""The first box exceeds the encoded points by so many bandwidths; the margin grows by this factor, at most so often, until no image's mass
-lies at the box's edge."""
+"""The first box exceeds the encoded points by so many bandwidths; for images whose mass lies at its edge the margin grows by this factor,
+at most so often."""
 
 
 def _silent(done: int) -> None: ...
@@ -48,16 +48,18 @@ class ImageDensity:
         if self.latent.dimension != 2:
             raise ValueError(f"quadrature needs 2 latent dimensions, there are {self.latent.dimension}: use importance sampling")
         rule = rule or Quadrature()
-        margin, frames = MARGIN, []
-        grid = self._grid(margin, rule)
+        frames = []
+        grid = self._grid(MARGIN, rule)
         for batch in x.flatten(1).split(BATCH):
-            found = integrate(batch, grid, rule)
+            found, margin = integrate(batch, grid, rule), MARGIN
             for _ in range(GROWTHS):
-                if not found.at_edge.any():
+                rows = found.at_edge.nonzero().squeeze(1)
+                if not len(rows):
                     break
                 margin *= GROWTH
-                grid = self._grid(margin, rule)
-                found = integrate(batch, grid, rule)
+                again = integrate(batch[rows], self._grid(margin, rule), rule)
+                for old, new in zip(found, again, strict=True):
+                    old[rows] = new
             frames.append(self._rows(batch, found))
             progress(sum(map(len, frames)))
         return pd.concat(frames, ignore_index=True)
@@ -87,8 +89,11 @@ class ImageDensity:
         return Integrand(self.latent.log_prob, lambda z: self.decode(z).flatten(1), self.likelihood)
 
     def _grid(self, margin: float, rule: Quadrature) -> Grid:
-        reach = margin * self.latent.bandwidth
-        return Grid(self.latent.points.amin(dim=0) - reach, self.latent.points.amax(dim=0) + reach, rule.cells, self._integrand())
+        """Over the points and a margin, of the side that the first margin's has."""
+        low, high = self.latent.points.amin(dim=0), self.latent.points.amax(dim=0)
+        width = (high - low).max().item()
+        cells = rule.cells * (width + 2 * margin * self.latent.bandwidth) / (width + 2 * MARGIN * self.latent.bandwidth)
+        return Grid(low - margin * self.latent.bandwidth, high + margin * self.latent.bandwidth, round(cells), self._integrand())
 
     def _rows(self, x: Tensor, found: Integral) -> pd.DataFrame:
         nearest = self.decode(found.mode).flatten(1)

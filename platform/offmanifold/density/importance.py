@@ -78,7 +78,7 @@ def estimate(x: Tensor, encoded: tuple[Tensor, Tensor], shared: Shared, integran
     log_prior = torch.cat([integrand.log_prior(z).view(len(x), half), shared.log_prior.expand(len(x), half)], dim=1)
     at = torch.cat([z.view(len(x), half, latent), shared.z.expand(len(x), half, latent)], dim=1)
     log_proposal = torch.logaddexp(around.log_prob(at), log_prior) - math.log(2)
-    likelihoods = torch.cat([log_likelihood.view(len(x), half), integrand.likelihood.table(x, shared.decoded)], dim=1).double()
+    likelihoods = torch.cat([log_likelihood.view(len(x), half), integrand.likelihood.table(x, shared.decoded)], dim=1)
     return _weigh(likelihoods + log_prior - log_proposal, how)
 
 
@@ -93,11 +93,11 @@ def _weigh(log_weights: Tensor, how: Importance) -> Estimate:
 
 
 def _pareto_k(log_weights: NDArray[np.float64]) -> float:
-    """Of the tail of the largest weights; -inf where they are all the same."""
+    """-inf where the largest weights are all the same. A few weights among zeros have a small k, but few effective draws."""
     from arviz_stats.base.array import array_stats  # a second's import
 
     try:
-        with np.errstate(all="ignore"):  # a tail of weights that are nearly all 0 overflows in its fit, and has a large k
+        with np.errstate(all="ignore"):  # a tail of weights that are nearly all 0 overflows in its fit
             return float(array_stats.psislw(-log_weights)[1])  # it takes log likelihoods, and weighs by their inverse
     except ValueError:
         return -math.inf

@@ -77,7 +77,7 @@ class Grid:
 
     def values(self, x: Tensor) -> Tensor:
         """Log integrand: (n, pixels) -> (n, rows * columns), float64."""
-        return self.integrand.likelihood.table(x, self.decoded).double() + self.log_prior
+        return self.integrand.likelihood.table(x, self.decoded) + self.log_prior
 
     def rise(self, values: Tensor) -> Tensor:
         """By how much the log integrand may rise from a cell's middle to its edge, to first order: (n, cells) -> (n, cells).
@@ -107,6 +107,7 @@ def integrate(x: Tensor, grid: Grid, rule: Quadrature) -> Integral:
     log_value = torch.logsumexp(values, dim=1) + log_area
     settled = torch.logsumexp(values.masked_fill(matters, -torch.inf), dim=1) + log_area  # cells that are never halved again
     image, cell = matters.nonzero(as_tuple=True)
+    parent = values[image, cell]
     at_edge = torch.zeros(len(x), dtype=torch.bool).index_fill_(0, image[grid.on_edge(cell)], True)
     corner, mode = grid.corner[cell], grid.middle(grid.corner[first], grid.side)
     error, stable = torch.full_like(log_value, torch.inf), torch.zeros_like(at_edge)
@@ -115,6 +116,7 @@ def integrate(x: Tensor, grid: Grid, rule: Quadrature) -> Integral:
     for _ in range(rule.halvings):
         side, log_area = side / 2, log_area - math.log(4)
         image, corner = image.repeat_interleave(4), (2 * corner[:, None] + children).flatten(0, 1)
+        parent = parent.repeat_interleave(4)  # what the integrand is at this cell's inner corner
         value = _at_cells(x, image, corner, side, grid)
         mass, peak = _sums(value, image, len(x))
         latest = torch.logaddexp(settled, mass + log_area)
@@ -128,10 +130,11 @@ def integrate(x: Tensor, grid: Grid, rule: Quadrature) -> Integral:
         stable = stable | (active & (error <= rule.tolerance) & (spread.exp() >= ENOUGH_CELLS))
         of_four = value.view(-1, 2, 2)
         rise = sum(of_four.diff(dim=dim).abs().amax(dim=(1, 2)) for dim in (1, 2))
-        matters_still = value + torch.as_tensor(rise).repeat_interleave(4) / 2 >= best[image] - rule.cutoff
+        highest = torch.maximum(value + torch.as_tensor(rise).repeat_interleave(4) / 2, parent)
+        matters_still = highest >= best[image] - rule.cutoff
         settled = torch.logaddexp(settled, _sums(value[~matters_still], image[~matters_still], len(x))[0] + log_area)
         goes_on = matters_still & ~stable[image]
-        image, corner = image[goes_on], corner[goes_on]
+        image, corner, parent = image[goes_on], corner[goes_on], value[goes_on]
         if not len(image):
             break
     return Integral(log_value, error, stable, mode, at_edge)
@@ -143,9 +146,10 @@ def _at_cells(x: Tensor, image: Tensor, corner: Tensor, side: float, grid: Grid)
     unique, which = torch.unique(key, return_inverse=True)
     z = grid.middle(torch.stack([unique >> 31, unique & ((1 << 31) - 1)], dim=1), side)
     value = grid.integrand.log_prior(z)[which]
-    decoded = torch.cat([grid.integrand.decode(chunk) for chunk in z.split(PAIRS)])
-    for rows in torch.arange(len(image)).split(PAIRS):
-        value[rows] += grid.integrand.likelihood.log_prob(x[image[rows]], decoded[which[rows]]).double()
+    for rows in torch.argsort(which, stable=True).split(PAIRS):
+        first, last = which[rows[0]], which[rows[-1]]
+        decoded = grid.integrand.decode(z[first : last + 1])
+        value[rows] += grid.integrand.likelihood.log_prob(x[image[rows]], decoded[which[rows] - first])
     return value
 
 

@@ -1,5 +1,6 @@
 """Intervals that go with figures."""
 
+import warnings
 from collections.abc import Callable
 
 import numpy as np
@@ -36,4 +37,6 @@ def bootstrap(
     draws = np.random.default_rng(derive(seed, "bootstrap"))
     values = np.stack([np.asarray(statistic(draws.integers(units, size=units))) for _ in range(resamples)])
     tail = 100 * (1 - confidence) / 2
-    return np.asarray(np.nanpercentile(values, [tail, 100 - tail], axis=0))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # of what is NaN in every draw, and so in the interval
+        return np.asarray(np.nanpercentile(values, [tail, 100 - tail], axis=0))

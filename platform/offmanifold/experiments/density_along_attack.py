@@ -33,7 +33,7 @@ from offmanifold.result import Result
 
 WALKS = ("untargeted", "targeted", "random_sign")
 """Away from the network's own prediction, toward each class but the image's own, and the control."""
-STRIPS = 3
+STRIPS = 2
 """Images of a cell whose walks are kept as images."""
 
 
@@ -83,6 +83,7 @@ class Network:
     inputs: ClassVar[tuple["Network", ...]] = ()
 
     repetition: int
+    network: lenet.Config
     training: sgd.Config
     seed: int
 
@@ -122,7 +123,9 @@ def load(config: Config) -> Source:
 
 def networks(config: Config) -> list[Network]:
     """A network for each repetition."""
-    return product(Network, {"repetition": range(config.repetitions)}, training=config.training, seed=config.seed)
+    return product(
+        Network, {"repetition": range(config.repetitions)}, network=point.Config().network, training=config.training, seed=config.seed
+    )
 
 
 def walked(config: Config) -> list[Walked]:
@@ -146,7 +149,7 @@ def train(cell: Network, data: ManifoldMnist, inputs: Sequence[Result], device: 
         progress(step, metrics)
 
     seed = derive(cell.seed, "network", cell.repetition)
-    posterior = point.fit((data.train, data.validation), point.Config(training=cell.training), seed, device, note)
+    posterior = point.fit((data.train, data.validation), point.Config(cell.network, cell.training), seed, device, note)
     with torch.no_grad():
         predicted = torch.cat([_log_probs(posterior, chunk.to(device)).argmax(dim=1) for chunk in data.test.images.split(500)])
     accuracy = (predicted.cpu() == data.test.targets).float().mean().item()
@@ -156,7 +159,7 @@ def train(cell: Network, data: ManifoldMnist, inputs: Sequence[Result], device: 
 
 def walk(cell: Walked, data: ManifoldMnist, inputs: Sequence[Result], device: torch.device, progress: Progress) -> Result:
     """A row for each image, target and step: density, nearest latent, norms, and what the network says. And some walks as images."""
-    posterior = _posterior(inputs[0], data, device)
+    posterior = _posterior(cell.network, inputs[0], data, device)
     test, truth = _own_images(cell, data)
     x, label = test.images.to(device), torch.from_numpy(test.labels)
     with torch.no_grad():
@@ -259,8 +262,8 @@ def _log_probs(posterior: PointEstimate, x: Tensor) -> Tensor:
     return mean_log_probs(posterior.draw(1, 0).log_probs(x))
 
 
-def _posterior(weights: Result, data: ManifoldMnist, device: torch.device) -> PointEstimate:
-    network = lenet.build(replace(point.Config().network), len(data.test.class_names), seed=0)
+def _posterior(cell: Network, weights: Result, data: ManifoldMnist, device: torch.device) -> PointEstimate:
+    network = lenet.build(cell.network, len(data.test.class_names), seed=0)
     network.load_state_dict({name: torch.from_numpy(value) for name, value in weights.arrays.items()})
     return PointEstimate(network.eval().requires_grad_(False).to(device))
 
@@ -270,26 +273,25 @@ def summarise(config: Config, data: ManifoldMnist, trained: Mapping[Network, Res
     rows, threshold = report.prepared(pd.concat([result.table for result in results.values()], ignore_index=True))
     steps, norms, accuracy = (table(rows, config.seed) for table in (report.step_table, report.norm_table, report.accuracy_table))
     of_what = f"{config.data.dataset}, {config.repetitions} x {config.images} images"
-    words = config.image_density.words
-    first = next(cell for cell in results if cell.walk == "targeted")
-    own = rows[(rows["walk"] == "targeted") & (rows["repetition"] == first.repetition)]
-    strips = {int(name.removeprefix("strip_")): images for name, images in results[first].arrays.items()}
-    strip = figures.strip_table(own, strips)
+    name, words = config.image_density.name, config.image_density.words
+    drawn = [cell for cell in results if cell.walk == "targeted"][:1]  # none, if all of them failed
+    strips = {int(name.removeprefix("strip_")): images for cell in drawn for name, images in results[cell].arrays.items()}
+    strip = figures.strip_table(rows[(rows["walk"] == "targeted") & rows["repetition"].isin([cell.repetition for cell in drawn])], strips)
     accuracies = pd.Series([result.metrics["test_accuracy"] for result in trained.values()])
     last = steps[steps["step"] == config.steps].set_index("walk")
     return Report(
         shown={
-            f"Walks of {config.steps} steps of {config.step_size:g}, {of_what}: {words}": report.shown_steps(steps),
-            "Log density lost at equal L2 distance from the clean image (nats)": report.shown_norms(norms),
+            f"Walks of {config.steps} steps of {config.step_size:g}, {of_what}: {words}": report.shown_steps(steps, name),
+            f"{name} lost (nats), and accuracy, at equal L2 distance from the clean image": report.shown_norms(norms),
         },
         notes=[
             f"Test accuracy of the networks: {accuracies.mean():.4f} (from {accuracies.min():.4f} to {accuracies.max():.4f}).",
             f"low density: below the clean images' {report.RARE:.0%} quantile, {threshold:.1f} nats. nearest of class: p(c | z) > 0.9 for "
             "the image's class at the mode z of p(z | x). [low, high]: 95 %, bootstrap over images.",
-            f"Quadrature supports {rows['supported'].mean():.4f} of the {len(rows):,} densities. "
-            f"Gradients that are exactly zero: {rows['zero_gradient'].mean():.4f}.",
+            f"Quadrature supports {rows['supported'].mean():.4f} of the {len(rows):,} images; "
+            f"gradients that are exactly zero: {rows['zero_gradient'].mean():.4f}.",
         ],
-        conclusion=report.conclusion(rows, steps, norms, accuracy),
+        conclusion=report.conclusion(rows, name),
         tables={
             "rows": rows,
             "figure_3_density_along_attack": steps,
@@ -300,18 +302,17 @@ def summarise(config: Config, data: ManifoldMnist, trained: Mapping[Network, Res
         figures={
             "figure_3_density_along_attack": figures.density_against_step(steps, threshold, words, of_what),
             "density_against_norm": figures.density_against_norm(norms, words, of_what),
-            "figure_14a_trajectories": figures.trajectories(strip, data.test.class_names, of_what),
+            "figure_14a_trajectories": figures.trajectories(strip, data.test.class_names, words, of_what),
             "figure_14b_accuracy_against_density": figures.accuracy_against_density(accuracy, words, of_what),
         },
         metrics=[
-            Metric(f"{name}/{row['walk']}", row[name], row["step"])
+            Metric(f"{column}/{row['walk']}", row[column], row["step"])
             for row in steps.to_dict("records")
-            for name in ("log_density", "changed", "correct", "low_density", "l2")
+            for column in ("log_density", "changed", "correct", "low_density", "l2")
         ],
         headline={
             "clean accuracy": float(accuracies.mean()),
-            **{f"{walk} changed": float(last.loc[walk, "changed"]) for walk in WALKS},
-            **{f"{walk} log density": float(last.loc[walk, "log_density"]) for walk in WALKS},
+            **{f"{walk} {column}": float(last.loc[walk, column]) for column in ("changed", "log_density") for walk in last.index},
         },
         columns=("data.dataset", "images", "repetitions", "steps", "step_size", "image_density.width"),
     )

@@ -12,7 +12,7 @@ from offmanifold.experiments.manifold_figures import show_image
 
 WALKS = {
     "untargeted": ("FGM, untargeted", "#D55E00", "-"),
-    "targeted": ("FGM, targeted", "#0072B2", "-"),
+    "targeted": ("FGM, targeted", "#0072B2", "-."),
     "random_sign": ("control: a fixed random sign", "#666666", "--"),
 }
 """Walk -> what a figure calls it, its colour and line."""
@@ -43,19 +43,18 @@ def density_against_step(steps: pd.DataFrame, threshold: float, words: str, of_w
 
 
 def density_against_norm(norms: pd.DataFrame, words: str, of_what: str) -> Figure:
-    """The log density lost against the distance moved, attacks and control; and what attacks lose beyond the control."""
-    figure = Figure(figsize=(11, 4.2), layout="constrained")
+    """Against the distance moved, attacks and control: the log density lost, that less the control's, and accuracy."""
+    figure = Figure(figsize=(15, 4.2), layout="constrained")
     figure.suptitle(f"At equal distance from the clean image, {of_what}; bars: 95 % over images")
-    for axes, column in zip(figure.subplots(1, 2), ("lost", "lost_beyond_control"), strict=True):
+    titles = {"lost": f"lost: {words}", "lost_beyond_control": "lost, less what the control loses (nats)", "accuracy": "accuracy"}
+    for axes, (column, title) in zip(figure.subplots(1, 3), titles.items(), strict=True):
         for walk, (label, colour, style) in WALKS.items():
             own = norms[norms["walk"] == walk]
-            if column == "lost_beyond_control" and walk == "random_sign":
+            if own.empty or (column == "lost_beyond_control" and walk == "random_sign"):
                 continue
-            bars = [own[column] - own[f"{column}_low"], own[f"{column}_high"] - own[column]]
+            bars = np.stack([own[column] - own[f"{column}_low"], own[f"{column}_high"] - own[column]]).clip(min=0)
             axes.errorbar(own["l2"], own[column], yerr=bars, color=colour, linestyle=style, label=label, capsize=2)
-        axes.axhline(0, color="black", linewidth=0.8)
-        title = f"lost: {words}" if column == "lost" else "lost, less what the control loses"
-        axes.set(title=title, xlabel="L2 distance moved (pixel range 1)", ylabel="nats")
+        axes.set(title=title, xlabel="L2 distance moved (pixel range 1)")
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8)
     return figure
@@ -94,22 +93,22 @@ def strip_table(rows: pd.DataFrame, strips: Mapping[int, NDArray[Any]], columns:
         for walk, image in enumerate(own["image"].drop_duplicates()[: images.shape[1]]):
             at = own[(own["image"] == image) & own["step"].isin(wanted)].sort_values("step")
             frames.append(at.assign(pixels=[images[step, walk].flatten() for step in at["step"]]))
-    return pd.concat(frames, ignore_index=True)
+    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
 
 
-def trajectories(strip: pd.DataFrame, class_names: Sequence[str], of_what: str) -> Figure:
+def trajectories(strip: pd.DataFrame, class_names: Sequence[str], words: str, of_what: str) -> Figure:
     """Figure 14a: targeted walks as images, with the label that the network gives, its probability, and the log density."""
-    walks = list(strip.groupby(["target", "image"], sort=False))[:6]
-    columns = max(len(walk) for _, walk in walks)
-    figure = Figure(figsize=(1.25 * columns + 0.8, 1.55 * len(walks) + 0.7), layout="constrained")
-    figure.suptitle(f"Targeted walks (GS figure 14a), {of_what}\nstep: label (probability), log p(x) in nats", fontsize=10)
-    panels = figure.subplots(len(walks), columns, squeeze=False)
+    walks = list(strip.groupby(["target", "image"], sort=False)) if len(strip) else []
+    columns = max((len(walk) for _, walk in walks), default=1)
+    figure = Figure(figsize=(1.25 * columns + 0.8, 1.55 * max(len(walks), 1) + 0.7), layout="constrained")
+    figure.suptitle(f"Targeted walks (GS figure 14a), {of_what}\nstep: label (probability), {words}", fontsize=10)
+    panels = figure.subplots(max(len(walks), 1), columns, squeeze=False)
     for axes in panels.flat:
         axes.axis("off")
-    for line, ((target, _), walk) in zip(panels, walks, strict=True):
+    for line, ((target, _), walk) in zip(panels, walks, strict=False):
         for axes, row in zip(line, walk.to_dict("records"), strict=False):
             axes.axis("on")
             said = f"{row['step']}: {class_names[row['predicted']]} ({row['confidence']:.2f})\n{row['log_density']:.0f}"
             show_image(axes, np.asarray(row["pixels"]), said)
-        line[0].set_ylabel(f"to {class_names[int(target)]}", fontsize=8)
+        line[0].set_ylabel(f"{class_names[walk['label'].iloc[0]]} to {class_names[int(target)]}", fontsize=8)
     return figure

@@ -3,9 +3,10 @@
 The VAE is a cell, found again when only the density or the number of images changes. The density lies with the images that it tells of.
 """
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pandas as pd
 import torch
@@ -14,7 +15,7 @@ from offmanifold import data
 from offmanifold.data import DATASETS, DataError, Dataset, Source, manifold_mnist
 from offmanifold.data.shards import Contents, Plan
 from offmanifold.density import LatentDensity, choose_bandwidth, held_out_log_prob
-from offmanifold.inference import autoencoder
+from offmanifold.inference import autoencoder, sgd
 from offmanifold.models import vae
 from offmanifold.progress import Progress
 from offmanifold.randomness import derive
@@ -55,7 +56,7 @@ class Config:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
         if len(self.classes) < 2 or len(set(self.classes)) < len(self.classes):
             raise ValueError(f"classes must be at least two, named once each: not {self.classes}")
-        if self.bandwidth is not None and self.bandwidth <= 0:
+        if self.bandwidth is not None and not 0 < self.bandwidth < math.inf:
             raise ValueError(f"bandwidth must be above 0, not {self.bandwidth:g}")
         if self.vae.network.latent_dimension != 2:
             raise ValueError(f"latent_dimension must be 2 (maps and quadrature need a plane), not {self.vae.network.latent_dimension}")
@@ -74,6 +75,10 @@ LAPTOP = Config(
 """As the paper: MNIST, 50 epochs, 5,000 training images."""
 
 
+Sweep = Callable[..., Mapping[Any, Result]]
+"""(stage, make, cells) -> each cell's result: how whoever runs the experiment has cells made."""
+
+ENCODED_AT_ONCE = 5000
 DENSITY_VERSION = 1
 """Raised when another density would be fitted to the same latents."""
 
@@ -89,6 +94,8 @@ class Autoencoder:
     images: int
     held_out_images: int
     config: autoencoder.Config
+    training: sgd.Config
+    """As the config has it: what the training loop does is part of the recipe."""
     seed: int
 
 
@@ -104,9 +111,9 @@ def load(config: Config) -> Source:
     return source
 
 
-def autoencoders(config: Config, seed: int) -> list[Autoencoder]:
-    """The one VAE."""
-    return [Autoencoder(config.vae_images, config.held_out_images, config.vae, seed)]
+def autoencoder_of(config: Config, seed: int) -> Autoencoder:
+    """The VAE that the data set is decoded by."""
+    return Autoencoder(config.vae_images, config.held_out_images, config.vae, config.vae.training, seed)
 
 
 def train(cell: Autoencoder, source: Source, inputs: Sequence[Result], device: torch.device, progress: Progress) -> Result:
@@ -122,9 +129,9 @@ def train(cell: Autoencoder, source: Source, inputs: Sequence[Result], device: t
     return Result(pd.DataFrame(epochs), weights, {"validation_elbo": -min(epoch["validation_loss"] for epoch in epochs)})
 
 
-def plan(config: Config, seed: int, source: Source, trained: Mapping[Autoencoder, Result]) -> Plan:
-    """The data set to be written; its density is fitted where it is not there yet."""
-    ((cell, result),) = trained.items()
+def plan(config: Config, seed: int, source: Source, sweep: Sweep) -> Plan:
+    """The data set to be written; where it is not there yet, its VAE is found or trained by ``sweep``, and its density fitted."""
+    cell = autoencoder_of(config, seed)
     rows = {split: getattr(config, f"{split}_images") for split in manifold_mnist.SPLITS}
     made_of = {
         "vae": recipe(cell, source.fingerprint),
@@ -132,6 +139,7 @@ def plan(config: Config, seed: int, source: Source, trained: Mapping[Autoencoder
     }
 
     def prepare() -> Contents:
+        result = sweep("vae", train, [cell])[cell]
         return _contents(config, seed, _split(cell, source), _network(cell, result, source.pool.pixels.shape[1:]), result.metrics)
 
     return manifold_mnist.plan(rows, config.shard_images, seed, made_of, prepare)
@@ -141,13 +149,16 @@ def _contents(config: Config, seed: int, split: tuple[Dataset, Dataset], network
     """Bumps on the training images' latents; the bandwidth with its half and double, by what held-out latents say of them."""
     training, held_out = split
     with torch.no_grad():
-        latents, held_out_latents = (network.encode(part.images)[0].double() for part in split)
+        latents, held_out_latents = (
+            torch.cat([network.encode(chunk)[0].double() for chunk in part.images.split(ENCODED_AT_ONCE)]) for part in split
+        )
     try:
         density = LatentDensity.of(latents, training.targets, config.classes, config.bandwidth or 1.0)
+        if config.bandwidth is None:
+            density = density.with_bandwidth(choose_bandwidth(density, held_out_latents, held_out.targets))
     except ValueError as error:
-        raise DataError(f"{error}; the VAE saw {len(training):,} images: give it more, or leave the class out") from error
-    if config.bandwidth is None:
-        density = density.with_bandwidth(choose_bandwidth(density, held_out_latents, held_out.targets))
+        seen = f"the VAE saw {len(training):,} images, {len(held_out):,} were held out"
+        raise DataError(f"{error}; {seen}: give it more, or leave the class out") from error
     bandwidths = [
         {
             "bandwidth": density.bandwidth * factor,

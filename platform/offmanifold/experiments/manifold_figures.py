@@ -36,7 +36,7 @@ def latent_space(table: pd.DataFrame, of_what: str) -> Figure:
     encoded, decoded = table[table["label"] >= 0], table[table["label"] < 0]
     for label, points in encoded.groupby("label"):
         left.scatter(points["latent_0"], points["latent_1"], s=4, color=TEN[int(label) % 10], label=str(label), linewidths=0)
-    left.legend(title="class", markerscale=3, fontsize=8, loc="upper right")
+    left.legend(title="class", markerscale=3, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
     left.set(title="held-out images, encoded (means)", xlabel="latent 0", ylabel="latent 1", aspect="equal")
     pixels = np.stack(decoded["pixels"].tolist())
     side = int(np.sqrt(pixels.shape[1]))
@@ -71,7 +71,7 @@ def chosen_images(data: ManifoldMnist) -> pd.DataFrame:
     chosen = torch.stack([z[int(log_density.argmax())], middles[unsure.argmin()], grid[density.log_prob(grid).argmin()]])
     return pd.DataFrame(
         {
-            "what": ["a real-looking digit", "an interpolation", "garbage"],
+            "what": ["a real-looking digit", "between classes", "far from the data"],
             "latent_0": chosen[:, 0],
             "latent_1": chosen[:, 1],
             "log_density": density.log_prob(chosen),
@@ -114,7 +114,7 @@ def latent_against_image(rows: pd.DataFrame, words: str, of_what: str) -> Figure
         chosen = rows[rows["importance_supported"] == supported]
         sampled.scatter(chosen["latent_log_density"], chosen["importance_log_density"], s=6, color=colour, label=f"{name}: {len(chosen)}")
     sampled.legend(fontsize=8)
-    sampled.set(title="importance sampling, as the paper", xlabel="log p(z) (nats)", ylabel=words)
+    sampled.set(title="importance sampling, as in the paper", xlabel="log p(z) (nats)", ylabel=words)
     integrated.scatter(rows["latent_log_density"], rows["quadrature_log_density"], s=6, color="#0072B2")
     integrated.set(title="quadrature", xlabel="log p(z) (nats)", ylabel=words)
     surface.scatter(rows["latent_log_density_on_manifold"], rows["quadrature_log_density"], s=6, color="#009E73")

@@ -56,10 +56,11 @@ class Vae(nn.Module):
 
         On grey pixels the Bernoulli is a score and no density: its integral over images is not 1.
         """
-        mean, std = self.encode(x)
-        logits = self.decoder(mean + std * noise)
+        mean, log_std = self.encoder(x.flatten(1)).chunk(2, dim=1)
+        logits = self.decoder(mean + log_std.exp() * noise)
         reconstruction = binary_cross_entropy_with_logits(logits, x.flatten(1), reduction="none").sum(dim=1)
-        return reconstruction + 0.5 * (mean.square() + std.square() - 2 * std.log() - 1).sum(dim=1)
+        divergence: Tensor = 0.5 * (mean.square() + (2 * log_std).exp() - 2 * log_std - 1).sum(dim=1)
+        return reconstruction + divergence
 
 
 def build(config: Config, shape: Sequence[int], seed: int) -> Vae:

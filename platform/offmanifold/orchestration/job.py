@@ -1,14 +1,12 @@
 """A job: from the command line to tables, figures and an exit code."""
 
 import dataclasses
-import hashlib
 import json
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Generic, TypeVar
@@ -52,6 +50,8 @@ class Job(Generic[Config]):
     stages: list[str] = field(default_factory=list)
     """What became of each stage, a line each."""
     _sweeps: Sweeps | None = None
+    _on: dict[str, Sweeps] = field(default_factory=dict)
+    """Fingerprint of other data than was loaded -> sweeps on it."""
 
     def load(self, load: Callable[[Config], Source]) -> Source:
         """The data, then Ray and the run: nothing is started before the data is known to be there."""
@@ -77,7 +77,11 @@ class Job(Generic[Config]):
 
         ``on``: the data that it works on, where that is not what was loaded.
         """
-        sweeps = self._begun() if on is None else self._begun().on(on)
+        sweeps = self._begun()
+        if on is not None:
+            if on.fingerprint not in self._on:
+                self._on[on.fingerprint] = sweeps.on(on)
+            sweeps = self._on[on.fingerprint]
         outcome = sweeps.stage(stage, make, cells)
         self.failures |= outcome.failures
         self.stages.append(outcome.summary)
@@ -89,10 +93,7 @@ class Job(Generic[Config]):
     def write(self, plan: Plan, folder: str = "") -> str:
         """Where the data set is, found or written in parallel: in this folder, by default in the storage under its recipe's key."""
         self._begun()
-        root = Storage.open(folder) if folder else Storage.at(self.storage.where(f"data/{plan.name}-{plan.key}"))
-        says = partial(console.print, f"shards: another job writes {root.root}", markup=False)
-        with self.storage.lock(f"data-{hashlib.sha256(root.root.encode()).hexdigest()[:20]}", wait=says):
-            shards, summary = find_or_write(plan, root, self.execution)
+        shards, summary = find_or_write(plan, folder or self.storage.where(f"data/{plan.name}-{plan.key}"), self.execution)
         self.stages.append(summary)
         return shards.root
 

@@ -4,58 +4,100 @@ import json
 import logging
 import os
 import sys
+import threading
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from tempfile import TemporaryFile
+from dataclasses import dataclass
 from typing import Any
 
 import ray
 import ray.data
+import torch
 from numpy.typing import NDArray
 
 from offmanifold.data import DataError
 from offmanifold.data.shards import MANIFEST, UNFINISHED, MakeShard, Plan, Shards, file_entry, make_shard, manifest, shard_name
 from offmanifold.orchestration.differences import differences
-from offmanifold.orchestration.display import SweepDisplay
+from offmanifold.orchestration.display import SweepDisplay, console
 from offmanifold.orchestration.errors import JobError, first_line
 from offmanifold.orchestration.provenance import versions
 from offmanifold.orchestration.resources import take_resources
 from offmanifold.orchestration.session import Execution
 from offmanifold.orchestration.storage import Storage
 
+WRITING = "writing"
+"""The lock of a root."""
 SHARDS_AN_ACTOR = 2
 """At least: an actor's start takes longer than a shard."""
 
 
-def find_or_write(plan: Plan, storage: Storage, execution: Execution) -> tuple[Shards, str]:
-    """The data set at this root, and a line that says what became of it. An unfinished one of the same recipe is finished.
+def find_or_write(plan: Plan, root: str, execution: Execution) -> tuple[Shards, str]:
+    """The data set at this root, and a line that says what became of it. One job at a time writes there.
 
-    ``DataError`` where the root holds another recipe's data, other files, or a data set that is not whole: nothing is overwritten.
+    ``DataError`` where the root holds another recipe's data or other files: nothing is overwritten. What an unfinished data set of the same
+    recipe has of shards is made again, in its place. (Whether what is found is whole, whoever reads it finds out.)
     """
-    names = {entry.name for entry in storage.files("")}
+    storage = Storage.at(root)
+    if found := _found(plan, storage):
+        return found
+    storage = Storage.open(root)
+    with storage.lock(WRITING, wait=_Said(f"shards: another job writes {storage.root}")):
+        if found := _found(plan, storage):
+            return found
+        torch.set_num_threads(max(1, int(execution.cpus_per_trial)))  # as a trial: sums are grouped by thread
+        contents = plan.prepare()
+        storage.write(UNFINISHED, json.dumps(plan.recipe).encode())
+        display = SweepDisplay("shards", total=_count(plan))
+        try:
+            written = _write_shards(plan, contents.make, storage, execution, display)
+        finally:
+            display.close()
+        if lost := written.keys() - set(_names(storage)):
+            raise JobError(f"{min(lost)} is not in {storage.root}: on several nodes that must be a folder which all of them see")
+        for name, content in contents.files.items():
+            storage.write(name, content)
+        nodes = Counter(str(entry.pop("node")) for entry in written.values())
+        storage.write(MANIFEST, manifest(plan, contents, written, {"shards_of_node": dict(nodes), **versions()}))
+        storage.remove(UNFINISHED)
+    return Shards.open(storage.root), f"{display.summary()}, in {storage.root}"
+
+
+@dataclass
+class _Said:
+    """Says something once, however often it is called."""
+
+    words: str
+    _said: bool = False
+
+    def __call__(self) -> None:
+        if not self._said:
+            console.print(self.words, markup=False)
+        self._said = True
+
+
+def _found(plan: Plan, storage: Storage) -> tuple[Shards, str] | None:
+    """The data set, if it is there; ``DataError`` where something else is."""
+    names = _names(storage)
     if MANIFEST in names:
         shards = Shards.open(storage.root)
         _check_same(plan, storage.root, shards.manifest["recipe"])
-        shards.verify()
         return shards, f"shards: {_count(plan)} found, in {storage.root}"
     if UNFINISHED in names:
-        _check_same(plan, storage.root, json.loads(storage.read(UNFINISHED)))
+        try:
+            recipe = json.loads(storage.read(UNFINISHED))
+        except ValueError:
+            raise DataError(f"{storage.root}/{UNFINISHED} is not what was written; remove the folder, or name another") from None
+        _check_same(plan, storage.root, recipe)
     elif names:
         raise DataError(f"{storage.root} holds {min(names)}, and no data set of ours: name another folder")
-    contents = plan.prepare()
-    storage.write(UNFINISHED, json.dumps(plan.recipe).encode())
-    display = SweepDisplay("shards", total=_count(plan))
-    try:
-        written = _write_shards(plan, contents.make, storage, execution, display)
-    finally:
-        display.close()
-    for name, content in contents.files.items():
-        storage.write(name, content)
-    nodes = Counter(str(entry.pop("node")) for entry in written.values())
-    storage.write(MANIFEST, manifest(plan, contents, written, {"shards_of_node": dict(nodes), **versions()}))
-    storage.remove(UNFINISHED)
-    return Shards.open(storage.root), f"{display.summary()}, in {storage.root}"
+    return None
+
+
+def _names(storage: Storage) -> list[str]:
+    """Its files, without those that Storage itself leaves for a moment, or where a job was killed."""
+    names = [entry.name for entry in storage.files("")]
+    return [name for name in names if not name.startswith(("locks/", "write-test-")) and not name.endswith(".part")]
 
 
 def _check_same(plan: Plan, root: str, recipe: Mapping[str, Any]) -> None:
@@ -115,19 +157,27 @@ def _write_shards(plan: Plan, make: MakeShard, storage: Storage, execution: Exec
 
 @contextmanager
 def _without(words: bytes) -> Iterator[None]:
-    """Keeps lines with these words off the process's error output, to which Ray's C++ writes by itself; the others come at the end."""
+    """Keeps lines with these words off the process's error output, to which Ray's C++ writes by itself; others are passed on at once."""
     sys.stderr.flush()
     terminal = os.dup(2)
-    with TemporaryFile() as said:
-        os.dup2(said.fileno(), 2)
-        try:
-            yield
-        finally:
-            sys.stderr.flush()
-            os.dup2(terminal, 2)
-            os.close(terminal)
-            said.seek(0)
-            os.write(2, b"".join(line for line in said if words not in line))
+    reading, writing = os.pipe()
+    os.dup2(writing, 2)
+    os.close(writing)
+
+    def pass_on() -> None:
+        with os.fdopen(reading, "rb") as lines, os.fdopen(terminal, "wb", buffering=0) as out:
+            for line in lines:
+                if words not in line:
+                    out.write(line)
+
+    thread = threading.Thread(target=pass_on, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        sys.stderr.flush()
+        os.dup2(terminal, 2)  # the pipe's last writing end goes, and the thread with it
+        thread.join(timeout=5)
 
 
 def _room(execution: Execution) -> int:
