@@ -145,6 +145,13 @@ def test_the_image_density_of_a_row_has_an_error_and_hardly_feels_the_rounding_t
     np.testing.assert_allclose(rounded["log_density"], unrounded["log_density"], atol=0.2)
 
 
+@pytest.mark.parametrize("change", [lambda x: x * 255, lambda x: (x * 255).byte(), lambda x: x.numpy(), lambda x: x[:, :, :8, :8]])
+def test_what_are_no_images_of_the_data_set_is_refused(written, change):
+    data = manifold_mnist.load(str(written))
+    with pytest.raises(ValueError, match=r"must be a float tensor \(n, 1, 28, 28\) in \[0, 1\]"):
+        data.image_log_density(change(data.test.images[:2]))
+
+
 def test_quadrature_is_a_fine_grid_s_sum_for_a_real_decoder(written):
     """By brute force, over a box around the latent that holds all but nothing of the integrand."""
     data = manifold_mnist.load(str(written))
@@ -253,7 +260,7 @@ def test_a_missing_or_altered_file_is_named_and_left(copy, plan):
     whole = shard.read_bytes()
     shard.write_bytes(whole[:-1] + b"x")
     assert find_or_write(plan, str(copy), Execution())[1].startswith("shards: 6 found")
-    with pytest.raises(DataError, match=r"train-00001.parquet was altered: the manifest tells what it was"):
+    with pytest.raises(DataError, match=r"train-00001.parquet was altered: remove the folder"):
         manifold_mnist.load(str(copy))
     assert shard.read_bytes() == whole[:-1] + b"x"
     shard.unlink()

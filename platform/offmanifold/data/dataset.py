@@ -26,10 +26,10 @@ class Dataset:
     """
 
     name: str
-    pixels: NDArray[np.uint8]
-    labels: NDArray[np.int64]
+    pixels: NDArray[np.uint8] = field(repr=False)
+    labels: NDArray[np.int64] = field(repr=False)
     class_names: tuple[str, ...]
-    columns: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+    columns: Mapping[str, NDArray[Any]] = field(default_factory=dict, repr=False)
     """What else is known of each image, by name: arrays (n, ...). Not part of the fingerprint."""
 
     bounds = (0.0, 1.0)

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,8 @@ NAME, MODEL = "manifold_mnist", "model.safetensors"
 RECIPE_VERSION = 1
 """Raised when other rows would be made of the same recipe."""
 SPLITS = ("train", "validation", "test")
+LARGEST_PIXEL = 20.0
+"""Of a noised image: one of bytes, as floats, has larger ones."""
 LATENTS = ("latent_0", "latent_1")
 LOG_DENSITIES = ("log_density", "log_density_of_class", "log_density_on_manifold")
 """log p(z) of the mixture; log p(z | c) of the image's own class; log p(z) - ½ log det J'J, the density on the decoder's surface."""
@@ -66,10 +68,10 @@ class ManifoldMnist:
     train: Dataset
     validation: Dataset
     test: Dataset
-    manifold: Manifold
-    held_out: tuple[Tensor, Tensor]
+    manifold: Manifold = field(repr=False)
+    held_out: tuple[Tensor, Tensor] = field(repr=False)
     """Where the VAE puts images of all classes that it was not trained on: latents (n, 2), float64, and labels (n,)."""
-    about: Mapping[str, Any]
+    about: Mapping[str, Any] = field(repr=False)
     """The manifest."""
     fingerprint: str
     """Of every row and the recipe."""
@@ -87,6 +89,11 @@ class ManifoldMnist:
 
     def image_log_density(self, x: Tensor, likelihood: Likelihood | None = None) -> pd.DataFrame:
         """log p(x) of images (n, 1, 28, 28) by quadrature, with its error for every image: see ``ImageDensity.quadrature``."""
+        shape = self.manifold.network.shape
+        if not isinstance(x, Tensor) or x.shape[1:] != shape or not x.is_floating_point() or x.abs().max() > LARGEST_PIXEL:
+            raise ValueError(
+                f"images must be a float tensor (n, {', '.join(map(str, shape))}) in [0, 1], give or take noise; divide bytes by 255"
+            )
         return self.manifold.images(likelihood).quadrature(x)
 
 

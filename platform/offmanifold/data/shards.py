@@ -88,7 +88,7 @@ class Shards:
 
     def file(self, name: str) -> bytes:
         """A file's content; ``DataError`` where it is missing or not what was written."""
-        advice = "the manifest tells what it was; remove the folder, and build the data set again"
+        advice = "remove the folder, and build the data set again (the same recipe gives the same rows)"
         try:
             content = _read(self.root, name)
         except FileNotFoundError:

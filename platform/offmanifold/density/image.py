@@ -23,6 +23,12 @@ at most so often."""
 def _silent(done: int) -> None: ...
 
 
+def _check(x: Tensor) -> None:
+    """``ValueError`` for what are no images."""
+    if not isinstance(x, Tensor) or not x.is_floating_point() or not torch.isfinite(x).all():
+        raise ValueError("images must be a tensor of finite floats (n, channels, height, width)")
+
+
 @dataclass(frozen=True)
 class ImageDensity:
     """log p(x) in nats, of images (n, channels, height, width). With a likelihood that is not normalised it is a score, no density.
@@ -47,6 +53,7 @@ class ImageDensity:
         """
         if self.latent.dimension != 2:
             raise ValueError(f"quadrature needs 2 latent dimensions, there are {self.latent.dimension}: use importance sampling")
+        _check(x)
         rule = rule or Quadrature()
         frames = []
         grid = self._grid(MARGIN, rule)
@@ -72,6 +79,7 @@ class ImageDensity:
 
         Columns: ``log_density``; ``error``, its standard error; ``effective_draws``; ``pareto_k``; ``supported``, do these two support it?
         """
+        _check(x)
         how = how or Importance()
         integrand = self._integrand()
         shared, frames = Shared.draw(self.latent, integrand, how, seed), []

@@ -4,7 +4,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
 from torch import Tensor
 
@@ -58,16 +60,17 @@ class LatentDensity:
         """log p(c): (classes,)."""
         return torch.tensor(self.counts, dtype=torch.float64).div(len(self.points)).log()
 
-    def class_log_probs(self, z: Tensor) -> Tensor:
+    def class_log_probs(self, z: Tensor | NDArray[np.float64]) -> Tensor:
         """log p(z | c): (n, latent) -> (n, classes)."""
-        each = [_log_mean_of_bumps(z.double(), points, self.bandwidth) for points in self.points.split(self.counts)]
+        z = self._checked(z)
+        each = [_log_mean_of_bumps(z, points, self.bandwidth) for points in self.points.split(self.counts)]
         return torch.stack(each, dim=1)
 
-    def log_prob(self, z: Tensor) -> Tensor:
+    def log_prob(self, z: Tensor | NDArray[np.float64]) -> Tensor:
         """log p(z): (n, latent) -> (n,). As a class weighs as many bumps as it has, that is the mean over all of them."""
-        return _log_mean_of_bumps(z.double(), self.points, self.bandwidth)
+        return _log_mean_of_bumps(self._checked(z), self.points, self.bandwidth)
 
-    def class_posterior(self, z: Tensor) -> Tensor:
+    def class_posterior(self, z: Tensor | NDArray[np.float64]) -> Tensor:
         """p(c | z): (n, latent) -> (n, classes)."""
         return torch.softmax(self.class_log_probs(z) + self.log_prior, dim=1)
 
@@ -78,6 +81,15 @@ class LatentDensity:
         labels = torch.repeat_interleave(torch.arange(len(self.counts)), torch.tensor(self.counts))
         return self.points[rows] + self.bandwidth * noise, labels[rows]
 
+    def _checked(self, z: Tensor | NDArray[np.float64]) -> Tensor:
+        """Latents as float64; ``ValueError`` where they are none of this density."""
+        latents = torch.as_tensor(z).double()
+        if latents.ndim != 2 or latents.shape[1] != self.dimension:
+            raise ValueError(f"latents must be of shape (n, {self.dimension}), not {tuple(latents.shape)}")
+        if not torch.isfinite(latents).all():
+            raise ValueError("latents must be finite numbers")
+        return latents
+
 
 def _log_mean_of_bumps(z: Tensor, points: Tensor, bandwidth: float) -> Tensor:
     """log mean_b N(z; b, bandwidth² I): (n, latent) and (bumps, latent) -> (n,).
@@ -85,8 +97,6 @@ def _log_mean_of_bumps(z: Tensor, points: Tensor, bandwidth: float) -> Tensor:
     Latents that lie near one another are taken together, with the bumps that they can feel: those left out have, for each latent, less
     than e^-NEGLIGIBLE of the nearest bump's weight, so that the sum is the same to float64's last digit.
     """
-    if not torch.isfinite(z).all():
-        raise ValueError("latents must be finite numbers")
     z, points = z / bandwidth, points / bandwidth
     result = torch.empty(len(z), dtype=torch.float64)
     for rows in _neighbours(z):
