@@ -9,15 +9,15 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import torch
-from safetensors.torch import load as load_tensors
-from safetensors.torch import save as save_tensors
+from safetensors.numpy import load as load_arrays
+from safetensors.numpy import save as save_arrays
 from torch import Tensor
 
 from offmanifold.data.dataset import Dataset
 from offmanifold.data.shards import Contents, Plan, Shards
 from offmanifold.density import ImageDensity, LatentDensity, on_manifold
 from offmanifold.density.likelihood import Gaussian, Likelihood
-from offmanifold.models import vae
+from offmanifold.models import vae, weights
 from offmanifold.randomness import generator
 
 NAME, MODEL = "manifold_mnist", "model.safetensors"
@@ -159,23 +159,22 @@ def contents(manifold: Manifold, held_out: tuple[Tensor, Tensor], seed: int, abo
     }
     hidden = [layer.out_features for layer in network.encoder if isinstance(layer, torch.nn.Linear)][:-1]
     shape = {"hidden": hidden, "shape": network.shape, "counts": density.counts, "classes": density.classes, "bandwidth": density.bandwidth}
-    tensors = {f"vae.{name}": value.cpu() for name, value in network.state_dict().items()}
-    tensors |= {"density.points": density.points, "held_out.latents": held_out[0], "held_out.labels": held_out[1]}
-    model = save_tensors(tensors, {"about": json.dumps(shape)})
+    arrays = {f"vae.{name}": value for name, value in weights.save(network).items()}
+    arrays |= {"density.points": density.points.numpy(), "held_out.latents": held_out[0].numpy(), "held_out.labels": held_out[1].numpy()}
+    model = save_arrays(arrays, {"about": json.dumps(shape)})
     return Contents(MakeImages(manifold, seed), {**known, **about}, {MODEL: model})
 
 
 def _read_model(content: bytes) -> tuple[Manifold, tuple[Tensor, Tensor]]:
     """Manifold and held-out latents, from safetensors."""
-    tensors = load_tensors(content)
+    arrays = load_arrays(content)
     header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
     about = json.loads(header["__metadata__"]["about"])
-    points = tensors["density.points"]
+    points, latents, labels = (torch.from_numpy(arrays.pop(name)) for name in ("density.points", "held_out.latents", "held_out.labels"))
     network = vae.build(vae.Config(tuple(about["hidden"]), points.shape[1]), about["shape"], seed=0)
-    network.load_state_dict({name.removeprefix("vae."): value for name, value in tensors.items() if name.startswith("vae.")})
+    weights.restore(network, {name.removeprefix("vae."): value for name, value in arrays.items()})
     density = LatentDensity(points, tuple(about["counts"]), tuple(about["classes"]), about["bandwidth"])
-    held_out = tensors["held_out.latents"], tensors["held_out.labels"]
-    return Manifold(density, network.eval().requires_grad_(False)), held_out
+    return Manifold(density, network), (latents, labels)
 
 
 def _dataset(table: pa.Table, manifest: Mapping[str, Any]) -> Dataset:

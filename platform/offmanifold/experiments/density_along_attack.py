@@ -25,9 +25,9 @@ from offmanifold.experiments.report import Metric, Report
 from offmanifold.grid import product
 from offmanifold.inference import point, sgd
 from offmanifold.inference.point import PointEstimate
-from offmanifold.models import lenet
+from offmanifold.models import lenet, weights
 from offmanifold.predictive import mean_log_probs
-from offmanifold.progress import Progress
+from offmanifold.progress import Progress, Recorded
 from offmanifold.randomness import derive
 from offmanifold.result import Result
 
@@ -142,19 +142,13 @@ def walked(config: Config) -> list[Walked]:
 
 def train(cell: Network, data: ManifoldMnist, inputs: Sequence[Result], device: torch.device, progress: Progress) -> Result:
     """The network's weights, and a row an epoch; its accuracy on the test set."""
-    epochs: list[Mapping[str, float]] = []
-
-    def note(step: int, metrics: Mapping[str, float]) -> None:
-        epochs.append(metrics)
-        progress(step, metrics)
-
+    epochs = Recorded(progress)
     seed = derive(cell.seed, "network", cell.repetition)
-    posterior = point.fit((data.train, data.validation), point.Config(cell.network, cell.training), seed, device, note)
+    posterior = point.fit((data.train, data.validation), point.Config(cell.network, cell.training), seed, device, epochs)
     with torch.no_grad():
         predicted = torch.cat([_log_probs(posterior, chunk.to(device)).argmax(dim=1) for chunk in data.test.images.split(500)])
     accuracy = (predicted.cpu() == data.test.targets).float().mean().item()
-    weights = {name: value.cpu().numpy() for name, value in posterior.network.state_dict().items()}
-    return Result(pd.DataFrame(epochs), weights, {"test_accuracy": accuracy})
+    return Result(pd.DataFrame(epochs.metrics), weights.save(posterior.network), {"test_accuracy": accuracy})
 
 
 def walk(cell: Walked, data: ManifoldMnist, inputs: Sequence[Result], device: torch.device, progress: Progress) -> Result:
@@ -262,10 +256,8 @@ def _log_probs(posterior: PointEstimate, x: Tensor) -> Tensor:
     return mean_log_probs(posterior.draw(1, 0).log_probs(x))
 
 
-def _posterior(cell: Network, weights: Result, data: ManifoldMnist, device: torch.device) -> PointEstimate:
-    network = lenet.build(cell.network, len(data.test.class_names), seed=0)
-    network.load_state_dict({name: torch.from_numpy(value) for name, value in weights.arrays.items()})
-    return PointEstimate(network.eval().requires_grad_(False).to(device))
+def _posterior(cell: Network, trained: Result, data: ManifoldMnist, device: torch.device) -> PointEstimate:
+    return PointEstimate(weights.restore(lenet.build(cell.network, len(data.test.class_names), seed=0), trained.arrays, device))
 
 
 def summarise(config: Config, data: ManifoldMnist, trained: Mapping[Network, Result], results: Mapping[Walked, Result]) -> Report:

@@ -33,8 +33,8 @@ from offmanifold.inference import Posterior, mc_dropout, point, sgd
 from offmanifold.inference.ensemble import Ensemble
 from offmanifold.inference.mc_dropout import McDropout
 from offmanifold.inference.point import PointEstimate
-from offmanifold.models import lenet
-from offmanifold.progress import Progress
+from offmanifold.models import lenet, weights
+from offmanifold.progress import Progress, Recorded
 from offmanifold.randomness import derive
 from offmanifold.result import Result
 
@@ -210,24 +210,18 @@ def train(cell: Member, source: Source, inputs: Sequence[Result], device: torch.
     """The network's weights, and a row an epoch."""
     split = source.split(cell.train_images, cell.validation_images, cell.seed, cell.repetition)
     seed = derive(cell.seed, "member", cell.repetition, cell.kind, cell.index)
-    epochs: list[Mapping[str, float]] = []
-
-    def note(step: int, metrics: Mapping[str, float]) -> None:
-        epochs.append(metrics)
-        progress(step, metrics)
-
+    epochs = Recorded(progress)
     method = KINDS[cell.kind]
-    posterior = method.fit(split, method.Config(cell.network, cell.training), seed, device, note)
-    weights = {name: value.cpu().numpy() for name, value in posterior.network.state_dict().items()}
-    best = min(epochs, key=lambda epoch: epoch["validation_loss"])
+    posterior = method.fit(split, method.Config(cell.network, cell.training), seed, device, epochs)
+    best = min(epochs.metrics, key=lambda epoch: epoch["validation_loss"])
     metrics = {f"best_{name}": best[name] for name in ("validation_loss", "validation_accuracy")}
-    return Result(pd.DataFrame(epochs), weights, metrics)
+    return Result(pd.DataFrame(epochs.metrics), weights.save(posterior.network), metrics)
 
 
 def attack(cell: Attacked, source: Source, inputs: Sequence[Result], device: torch.device, progress: Progress) -> Result:
     """The judge's rows for this model; ``inputs`` are the trained members in the cell's order."""
     posteriors = [
-        _posterior(member, weights, len(source.pool.class_names), device) for member, weights in zip(cell.members, inputs, strict=True)
+        _posterior(member, trained, len(source.pool.class_names), device) for member, trained in zip(cell.members, inputs, strict=True)
     ]
     posterior = Ensemble(posteriors) if cell.model.endswith("_ensemble") else posteriors[0]
     test = source.test.sample(cell.test_images, cell.seed, cell.repetition)
@@ -281,8 +275,6 @@ def _as_reported(config: Config) -> bool:
     return (config.images.dataset, config.judging.norm, config.members) == ("mnist", "linf", 4)
 
 
-def _posterior(member: Member, weights: Result, classes: int, device: torch.device) -> Posterior:
-    network = lenet.build(member.network, classes, seed=0)
-    network.load_state_dict({name: torch.from_numpy(value) for name, value in weights.arrays.items()})
-    network.eval().requires_grad_(False).to(device)
+def _posterior(member: Member, trained: Result, classes: int, device: torch.device) -> Posterior:
+    network = weights.restore(lenet.build(member.network, classes, seed=0), trained.arrays, device)
     return McDropout(network) if member.kind == "dropout" else PointEstimate(network)

@@ -16,8 +16,8 @@ from offmanifold.data import DATASETS, DataError, Dataset, Source, manifold_mnis
 from offmanifold.data.shards import Contents, Plan
 from offmanifold.density import LatentDensity, choose_bandwidth, held_out_log_prob
 from offmanifold.inference import autoencoder, sgd
-from offmanifold.models import vae
-from offmanifold.progress import Progress
+from offmanifold.models import vae, weights
+from offmanifold.progress import Progress, Recorded
 from offmanifold.randomness import derive
 from offmanifold.result import Result, recipe
 
@@ -118,15 +118,10 @@ def autoencoder_of(config: Config, seed: int) -> Autoencoder:
 
 def train(cell: Autoencoder, source: Source, inputs: Sequence[Result], device: torch.device, progress: Progress) -> Result:
     """The VAE's weights, and a row an epoch: the negative evidence lower bound, nats an image."""
-    epochs: list[Mapping[str, float]] = []
-
-    def note(step: int, metrics: Mapping[str, float]) -> None:
-        epochs.append(metrics)
-        progress(step, metrics)
-
-    network = autoencoder.fit(_split(cell, source), cell.config, derive(cell.seed, "vae"), device, note)
-    weights = {name: value.cpu().numpy() for name, value in network.state_dict().items()}
-    return Result(pd.DataFrame(epochs), weights, {"validation_elbo": -min(epoch["validation_loss"] for epoch in epochs)})
+    epochs = Recorded(progress)
+    network = autoencoder.fit(_split(cell, source), cell.config, derive(cell.seed, "vae"), device, epochs)
+    elbo = -min(epoch["validation_loss"] for epoch in epochs.metrics)
+    return Result(pd.DataFrame(epochs.metrics), weights.save(network), {"validation_elbo": elbo})
 
 
 def plan(config: Config, seed: int, source: Source, sweep: Sweep) -> Plan:
@@ -140,7 +135,8 @@ def plan(config: Config, seed: int, source: Source, sweep: Sweep) -> Plan:
 
     def prepare() -> Contents:
         result = sweep("vae", train, [cell])[cell]
-        return _contents(config, seed, _split(cell, source), _network(cell, result, source.pool.pixels.shape[1:]), result.metrics)
+        network = weights.restore(vae.build(cell.config.network, source.pool.pixels.shape[1:], seed=0), result.arrays)
+        return _contents(config, seed, _split(cell, source), network, result.metrics)
 
     return manifold_mnist.plan(rows, config.shard_images, seed, made_of, prepare)
 
@@ -173,9 +169,3 @@ def _contents(config: Config, seed: int, split: tuple[Dataset, Dataset], network
 
 def _split(cell: Autoencoder, source: Source) -> tuple[Dataset, Dataset]:
     return source.split(cell.images, cell.held_out_images, cell.seed, "vae")
-
-
-def _network(cell: Autoencoder, result: Result, shape: Sequence[int]) -> vae.Vae:
-    network = vae.build(cell.config.network, shape, seed=0)
-    network.load_state_dict({name: torch.from_numpy(value) for name, value in result.arrays.items()})
-    return network.eval().requires_grad_(False)
