@@ -120,7 +120,7 @@ def integrate(x: Tensor, grid: Grid, rule: Quadrature) -> Integral:
         value = _at_cells(x, image, corner, side, grid)
         mass, peak = _sums(value, image, len(x))
         latest = torch.logaddexp(settled, mass + log_area)
-        active = ~stable
+        active = ~stable & (peak > -torch.inf)  # of the others no cell was halved
         error = torch.where(active, (latest - log_value).abs(), error)
         log_value = torch.where(active, latest, log_value)
         higher = (value == peak[image]) & (peak >= best)[image]
