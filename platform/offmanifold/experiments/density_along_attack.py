@@ -6,7 +6,7 @@ their label, toward each other class, and, as the control, along one fixed rando
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -163,62 +163,63 @@ def walk(cell: Walked, data: ManifoldMnist, inputs: Sequence[Result], device: to
         rows = torch.arange(len(x)) if target is None else (label != target).nonzero().squeeze(1)
         if len(rows):
             images, zero = _steps(cell, posterior, x[rows.to(device)], predicted[rows.to(device)], target)
-            walks.append((rows, target, images.cpu(), zero.cpu()))
+            walks.append(_Walk(rows, target, images.cpu(), zero.cpu()))
     density = data.manifold.images(cell.image_density.build())
-    frames, done = [], 0
     data.manifold.network.to(device)
-    for rows, target, images, zero in walks:
-        by_image = images.transpose(0, 1).flatten(0, 1)  # a walk's images together: they share cells
+    frames: list[pd.DataFrame] = []
+    for taken in walks:
+        before = sum(map(len, frames))
 
-        def say(images_done: int, before: int = done) -> None:
+        def say(images_done: int, before: int = before) -> None:
             progress(before + images_done, {"images_done": float(before + images_done)})
 
+        by_image = taken.images.transpose(0, 1).flatten(0, 1)  # an image's steps together: they share cells
         measured = density.quadrature(by_image, cell.image_density.quadrature, say)
-        done += len(by_image)
-        frames.append(_rows(cell, data, posterior, rows, target, images, zero, label[rows], device).join(measured))
+        with torch.no_grad():
+            log_probs = torch.stack([_log_probs(posterior, at.to(device)).cpu() for at in taken.images], dim=1)
+        frames.append(_rows(cell, taken, label[taken.rows], log_probs).join(measured))
     table = pd.concat(frames, ignore_index=True)
     nearest = torch.tensor(table[["latent_0", "latent_1"]].to_numpy())
     table["nearest_log_density"] = data.density.log_prob(nearest).numpy()
     table["nearest_posterior_of_label"] = data.density.class_posterior(nearest).numpy()[np.arange(len(table)), table["label"]]
     table["image"] = truth[table["image"]]
-    strips = {f"strip_{'none' if target is None else target}": images[:, :STRIPS].numpy() for _, target, images, _ in walks}
+    strips = {f"strip_{'none' if taken.target is None else taken.target}": taken.images[:, :STRIPS].numpy() for taken in walks}
     last = table[table["step"] == cell.steps]
     return Result(table, strips, {"changed": float(last["changed"].mean()), "log_density_lost": float(-_lost(table).mean())})
 
 
-def _rows(
-    cell: Walked,
-    data: ManifoldMnist,
-    posterior: PointEstimate,
-    rows: Tensor,
-    target: int | None,
-    images: Tensor,
-    zero: Tensor,
-    label: Tensor,
-    device: torch.device,
-) -> pd.DataFrame:
-    """What the network says and how far each image has gone: an image's steps one after another."""
-    with torch.no_grad():
-        log_probs = torch.stack([_log_probs(posterior, at.to(device)).cpu() for at in images], dim=1)  # (images, steps + 1, classes)
-    predicted = log_probs.argmax(dim=2)
-    steps = len(images)
-    moved = (images - images[:1]).transpose(0, 1).flatten(0, 1)
+class _Walk(NamedTuple):
+    """Images on their way to one target."""
+
+    rows: Tensor
+    """Which of the cell's images: (batch,)."""
+    target: int | None
+    images: Tensor
+    """(steps + 1, batch, channels, height, width)."""
+    zero: Tensor
+    """At which steps the gradient was exactly zero: (steps, batch), bool."""
+
+
+def _rows(cell: Walked, taken: _Walk, label: Tensor, log_probs: Tensor) -> pd.DataFrame:
+    """What the network says, log_probs (batch, steps + 1, classes), and how far each image has gone: an image's steps one after another."""
+    predicted, (steps, batch) = log_probs.argmax(dim=2), taken.images.shape[:2]
+    moved = (taken.images - taken.images[:1]).transpose(0, 1).flatten(0, 1)
     columns = {
-        "image": rows.repeat_interleave(steps),
+        "image": taken.rows.repeat_interleave(steps),
         "label": label.repeat_interleave(steps),
-        "step": torch.arange(steps).repeat(len(rows)),
+        "step": torch.arange(steps).repeat(batch),
         "linf": moved.flatten(1).abs().amax(dim=1),
         "l2": l2_norm(moved),
         "predicted": predicted.flatten(),
         "confidence": log_probs.amax(dim=2).exp().flatten(),
         "correct": (predicted == label[:, None]).flatten(),
         "changed": (predicted != predicted[:, :1]).flatten(),
-        "zero_gradient": torch.cat([torch.zeros(1, len(rows), dtype=torch.bool), zero]).T.flatten(),
+        "zero_gradient": torch.cat([torch.zeros(1, batch, dtype=torch.bool), taken.zero]).T.flatten(),
     }
     table = pd.DataFrame({name: values.numpy() for name, values in columns.items()})
     table.insert(0, "repetition", cell.repetition)
     table.insert(1, "walk", cell.walk)
-    table.insert(2, "target", -1 if target is None else target)
+    table.insert(2, "target", -1 if taken.target is None else taken.target)
     return table
 
 
