@@ -65,8 +65,8 @@ class Config:
 
     data: manifold.Config = field(default_factory=manifold.Config)
     image_density: ImageDensityConfig = field(default_factory=ImageDensityConfig)
-    importance: Importance = field(default_factory=lambda: Importance(draws=4000))
-    measured_images: int = 40
+    importance: Importance = field(default_factory=Importance)
+    measured_images: int = 25
     """Test images whose image density is computed, by quadrature and by importance sampling."""
     seed: int = 0
     """Everything random is derived from it."""
@@ -78,7 +78,7 @@ class Config:
 
 PRESETS: dict[str, Config] = {
     "quick": Config(),
-    "laptop": Config(data=manifold.LAPTOP, importance=Importance(), measured_images=1000),
+    "laptop": Config(data=manifold.LAPTOP, measured_images=1000),
 }
 """quick: no download, a minute. laptop: the paper's data set, figures 2 and 15, on two cores."""
 

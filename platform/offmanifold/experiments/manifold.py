@@ -32,7 +32,7 @@ class Config:
     """Images, of all classes, that the VAE is trained on; those of ``classes`` get a bump each."""
     held_out_images: int = 250
     """Images that stop the VAE's training and choose the bandwidth."""
-    vae: autoencoder.Config = field(default_factory=lambda: autoencoder.Config(vae_epochs=20, vae_batch_size=64, vae_learning_rate=2e-3))
+    vae: autoencoder.Config = field(default_factory=lambda: autoencoder.Config(vae_epochs=14, vae_batch_size=64, vae_learning_rate=2e-3))
     classes: tuple[int, ...] = (0, 1, 4)
     """Classes that the data set has."""
     bandwidth: float | None = None
