@@ -100,16 +100,18 @@ class ManifoldMnist:
 def load(root: str) -> ManifoldMnist:
     """The data set in this folder (or ``s3://bucket/prefix``), every file checked; ``DataError`` names one that is missing or altered."""
     shards = Shards.open(root)
-    train, validation, test = (_joined(list(stream(root, split))) for split in SPLITS)
+    train, validation, test = (_joined(list(_parts(shards, split))) for split in SPLITS)
     manifold, held_out = _read_model(shards.file(MODEL))
     return ManifoldMnist(train, validation, test, manifold, held_out, shards.manifest, shards.fingerprint)
 
 
 def stream(root: str, split: str) -> Iterator[Dataset]:
     """The split's shards, one after another: memory holds one at a time."""
-    shards = Shards.open(root)
-    for table in shards.tables(split):
-        yield _dataset(table, shards.manifest)
+    yield from _parts(Shards.open(root), split)
+
+
+def _parts(shards: Shards, split: str) -> Iterator[Dataset]:
+    return (_dataset(table, shards.manifest) for table in shards.tables(split))
 
 
 @dataclass(frozen=True)
@@ -125,14 +127,14 @@ class MakeImages:
         z, label = density.sample(rows, generator(self.seed, NAME, split, shard))
         with torch.no_grad():
             images = self.manifold.decode(z)
-        of_class = density.class_log_probs(z)
+        log_density, of_class = density.log_prob(z), density.class_log_probs(z)
         columns = {
             "label": label,
             "latent_0": z[:, 0],
             "latent_1": z[:, 1],
-            "log_density": density.log_prob(z),
+            "log_density": log_density,
             "log_density_of_class": of_class[torch.arange(rows), label],
-            "log_density_on_manifold": on_manifold(self.manifold.decode, density.log_prob(z), z),
+            "log_density_on_manifold": on_manifold(self.manifold.decode, log_density, z),
         }
         pixels = images.mul(255.0).round().to(torch.uint8).flatten()
         image = pa.FixedSizeListArray.from_arrays(pa.array(pixels.numpy()), images[0].numel())

@@ -164,21 +164,14 @@ def walk(cell: Walked, data: ManifoldMnist, inputs: Sequence[Result], device: to
         if len(rows):
             images, zero = _steps(cell, posterior, x[rows.to(device)], predicted[rows.to(device)], target)
             walks.append(_Walk(rows, target, images.cpu(), zero.cpu()))
-    density = data.manifold.images(cell.image_density.build())
+    with torch.no_grad():
+        said = [torch.stack([_log_probs(posterior, at.to(device)).cpu() for at in taken.images], dim=1) for taken in walks]
+    table = pd.concat([_rows(cell, taken, label[taken.rows], log_probs) for taken, log_probs in zip(walks, said, strict=True)])
+    by_image = torch.cat([taken.images.transpose(0, 1).flatten(0, 1) for taken in walks])  # an image's steps together: they share cells
     data.manifold.network.to(device)
-    frames: list[pd.DataFrame] = []
-    for taken in walks:
-        before = sum(map(len, frames))
-
-        def say(images_done: int, before: int = before) -> None:
-            progress(before + images_done, {"images_done": float(before + images_done)})
-
-        by_image = taken.images.transpose(0, 1).flatten(0, 1)  # an image's steps together: they share cells
-        measured = density.quadrature(by_image, cell.image_density.quadrature, say)
-        with torch.no_grad():
-            log_probs = torch.stack([_log_probs(posterior, at.to(device)).cpu() for at in taken.images], dim=1)
-        frames.append(_rows(cell, taken, label[taken.rows], log_probs).join(measured))
-    table = pd.concat(frames, ignore_index=True)
+    density = data.manifold.images(cell.image_density.build())
+    measured = density.quadrature(by_image, cell.image_density.quadrature, lambda done: progress(done, {"images_done": float(done)}))
+    table = table.reset_index(drop=True).join(measured)
     nearest = torch.tensor(table[["latent_0", "latent_1"]].to_numpy())
     table["nearest_log_density"] = data.density.log_prob(nearest).numpy()
     table["nearest_posterior_of_label"] = data.density.class_posterior(nearest).numpy()[np.arange(len(table)), table["label"]]
@@ -284,7 +277,7 @@ def summarise(config: Config, data: ManifoldMnist, trained: Mapping[Network, Res
             f"Quadrature supports {rows['supported'].mean():.4f} of the {len(rows):,} images; "
             f"gradients that are exactly zero: {rows['zero_gradient'].mean():.4f}.",
         ],
-        conclusion=report.conclusion(rows, name),
+        conclusion=report.conclusion(rows, steps, norms, accuracy, name),
         tables={
             "rows": rows,
             "figure_3_density_along_attack": steps,

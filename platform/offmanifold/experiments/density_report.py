@@ -56,13 +56,11 @@ def step_table(rows: pd.DataFrame, seed: int) -> pd.DataFrame:
     columns = ("log_density", "l2", "linf", "changed", "correct", "low_density", "of_class", "distance", "confidence", "zero_gradient")
     frames = []
     for walk in dict.fromkeys(rows["walk"]):
-        parts = {"walk": walk}
-        for column in columns:
-            found = curve(rows, walk, column, seed)
+        curves = {column: curve(rows, walk, column, seed) for column in columns}
+        curves["log_density_change"] = curve(rows, walk, "log_density", seed, change=True)
+        parts = {"walk": walk, "log_density_std": curves["log_density"].std}
+        for column, found in curves.items():
             parts |= {column: found.mean, f"{column}_low": found.low, f"{column}_high": found.high}
-        fall, density = curve(rows, walk, "log_density", seed, change=True), curve(rows, walk, "log_density", seed)
-        parts |= {"log_density_std": density.std, "log_density_change": fall.mean}
-        parts |= {"log_density_change_low": fall.low, "log_density_change_high": fall.high}
         frames.append(pd.DataFrame(parts).rename_axis("step").reset_index())
     return pd.concat(frames, ignore_index=True)
 
@@ -181,9 +179,8 @@ def shown_norms(norms: pd.DataFrame) -> pd.DataFrame:
     )
 
 
-def conclusion(rows: pd.DataFrame, name: str, seed: int = 0) -> list[str]:
-    """What the paper claims, and what was found of it; walks that are not there (all of their cells failed) are passed over."""
-    steps, norms, accuracy = step_table(rows, seed), norm_table(rows, seed), accuracy_table(rows, seed)
+def conclusion(rows: pd.DataFrame, steps: pd.DataFrame, norms: pd.DataFrame, accuracy: pd.DataFrame, name: str) -> list[str]:
+    """What the paper claims, and what the tables say of it; walks that are not there (all of their cells failed) are passed over."""
     sentences = []
     for walk, own in steps.groupby("walk", sort=False):
         falling = int((own["log_density_change_high"] < 0).sum())
