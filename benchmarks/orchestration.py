@@ -63,10 +63,10 @@ def work(cell: Work, source: Source, inputs: Sequence[Result], device: torch.dev
     """Trains; the seconds of that, without those in which it was told of."""
     started, told = time.perf_counter(), 0.0
 
-    def tell(step: int, metrics: Mapping[str, float]) -> None:
+    def tell(step: int, metrics: Mapping[str, float], says: str = "") -> None:
         nonlocal told
         before = time.perf_counter()
-        progress(step, metrics)
+        progress(step, metrics, says)
         told += time.perf_counter() - before
 
     train(cell.steps, source, tell)

@@ -13,11 +13,12 @@ from moto.server import ThreadedMotoServer
 
 from offmanifold import data
 from offmanifold.data import Dataset, Source
-from offmanifold.inference import METHODS, ensemble, mc_dropout, point, sgd
+from offmanifold.inference import METHODS, ensemble, hmc, mc_dropout, point, sampler, sgd
 from offmanifold.orchestration.session import ray
 from offmanifold.orchestration.storage import Storage
 
 torch.set_num_threads(1)
+os.environ["NPROC"] = "1"  # JAX's threads, read when it is first used
 
 SHARED_DATA = Path(os.environ.get("OFFMANIFOLD_DATA", Path(__file__).parents[2] / "shared" / "data"))
 
@@ -49,7 +50,9 @@ def posteriors(split: tuple[Dataset, Dataset]) -> dict[str, object]:
         "mc_dropout": mc_dropout.Config(training=training),
         "ensemble": ensemble.Config(members=2, member=mc_dropout.Config(training=training)),
     }
-    return {name: METHODS[name].fit(split, config, seed=1) for name, config in configs.items()}
+    fitted = {name: METHODS[name].fit(split, config, seed=1) for name, config in configs.items()}
+    few, sampling = split[0].take(range(300)), sampler.Config(warmup=25, draws=5, max_tree_depth=4)
+    return fitted | {"hmc": hmc.fit((few, split[1]), hmc.Config(2, hmc.Bayesian(sampling=sampling)), seed=1)}
 
 
 @pytest.fixture(scope="session")

@@ -58,7 +58,7 @@ def test_it_learnt_something_and_refuses_no_draws(name, posteriors, digits):
         posteriors[name].draw(0, seed=0)
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", METHODS.keys() - {"hmc"})  # whose chains test_hmc.py samples twice
 def test_fit_is_reproducible_and_other_seeds_give_other_networks(name, digits, images):
     split, training = digits.split(100, 50, 0), sgd.Config(epochs=1)
     config = {
@@ -172,6 +172,7 @@ def test_networks_have_the_papers_sizes():
         return sum(p.numel() for p in network.parameters())
 
     assert weights(lenet.build(lenet.Config(), 3, 0)) == 427_573
+    assert weights(lenet.build(lenet.Config("lenet-6-16-120-84"), 3, 0)) == 156 + 2416 + 256 * 120 + 120 + 120 * 84 + 84 + 255
     assert weights(lenet.build(lenet.Config("cnn-32-64-128"), 10, 0)) == 320 + 18_496 + 9216 * 128 + 128 + 1290
     assert lenet.build(lenet.Config("cnn-32-64-128"), 10, 0)(torch.rand(2, 1, 28, 28)).shape == (2, 10)
 

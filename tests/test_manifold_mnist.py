@@ -318,7 +318,7 @@ def test_shards_that_the_driver_does_not_see_are_said(cluster, plan, tmp_path, m
         ({"classes": (0,)}, "at least two"),
         ({"classes": (0, 0)}, "once each"),
         ({"vae": autoencoder.Config(vae.Config(latent_dimension=3))}, "latent_dimension must be 2"),
-        ({"dataset": "cifar"}, "unknown; there are"),
+        ({"vae_dataset": "cifar"}, "unknown; there are"),
         ({"test_images": 0}, "test_images must be at least 1"),
     ],
 )

@@ -137,7 +137,7 @@ def summarise(config: Config, data: ManifoldMnist, results: Mapping[Measured, Re
     rows = pd.concat([result.table for result in results.values()], ignore_index=True)
     bandwidths = pd.DataFrame(data.about["bandwidths"])
     elbo = data.about["vae"]["validation_elbo"]
-    of_what = f"{config.data.dataset}, classes {', '.join(data.test.class_names)}"
+    of_what = f"{config.data.vae_dataset}, classes {', '.join(data.test.class_names)}"
     correlations = _correlations(rows, config.seed)
     overlap = _overlap(data)
     latent_space = manifold_figures.latent_space_table(data)
@@ -163,7 +163,7 @@ def summarise(config: Config, data: ManifoldMnist, results: Mapping[Measured, Re
             "figure_15_latent_against_image_density": rows,
         },
         figures={
-            "latent_space": manifold_figures.latent_space(latent_space, config.data.dataset),
+            "latent_space": manifold_figures.latent_space(latent_space, config.data.vae_dataset),
             "figure_2_density": manifold_figures.density(maps, chosen, bandwidths, of_what),
             "figure_15_latent_against_image_density": manifold_figures.latent_against_image(rows, config.image_density.words, of_what),
         },
@@ -176,7 +176,7 @@ def summarise(config: Config, data: ManifoldMnist, results: Mapping[Measured, Re
             "rank correlation": float(correlations.attrs["headline"]),
             "importance supported": float(rows["importance_supported"].mean()),
         },
-        columns=("data.dataset", "data.train_images", "image_density.likelihood", "image_density.width"),
+        columns=("data.vae_dataset", "data.train_images", "image_density.likelihood", "image_density.width"),
     )
 
 

@@ -258,7 +258,7 @@ def summarise(config: Config, data: ManifoldMnist, trained: Mapping[Network, Res
     """Tables, figures 3 and 14, and what they say of the paper's claims."""
     rows, threshold = report.prepared(pd.concat([result.table for result in results.values()], ignore_index=True))
     steps, norms, accuracy = (table(rows, config.seed) for table in (report.step_table, report.norm_table, report.accuracy_table))
-    of_what = f"{config.data.dataset}, {config.repetitions} x {config.images} images"
+    of_what = f"{config.data.vae_dataset}, {config.repetitions} x {config.images} images"
     name, words = config.image_density.name, config.image_density.words
     drawn = [cell for cell in results if cell.walk == "targeted"][:1]  # none, if all of them failed
     strips = {int(name.removeprefix("strip_")): images for cell in drawn for name, images in results[cell].arrays.items()}
@@ -300,5 +300,5 @@ def summarise(config: Config, data: ManifoldMnist, trained: Mapping[Network, Res
             "clean accuracy": float(accuracies.mean()),
             **{f"{walk} {column}": float(last.loc[walk, column]) for column in ("changed", "log_density") for walk in last.index},
         },
-        columns=("data.dataset", "images", "repetitions", "steps", "step_size", "image_density.width"),
+        columns=("data.vae_dataset", "images", "repetitions", "steps", "step_size", "image_density.width"),
     )

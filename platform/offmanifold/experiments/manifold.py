@@ -26,7 +26,7 @@ from offmanifold.result import Result, recipe
 class Config:
     """What decides the data set. The defaults are of the preset quick."""
 
-    dataset: str = "digits"
+    vae_dataset: str = "digits"
     """Data set that the VAE learns: digits (8 x 8 pixels resized to 28 x 28, always at hand) or mnist."""
     vae_images: int = 1100
     """Images, of all classes, that the VAE is trained on; those of ``classes`` get a bump each."""
@@ -49,8 +49,8 @@ class Config:
     """Folder or s3://bucket/prefix of the data set; by default it is in the storage, under its recipe's key."""
 
     def __post_init__(self) -> None:
-        if self.dataset not in DATASETS:
-            raise ValueError(f"dataset {self.dataset!r} is unknown; there are: {', '.join(DATASETS)}")
+        if self.vae_dataset not in DATASETS:
+            raise ValueError(f"vae_dataset {self.vae_dataset!r} is unknown; there are: {', '.join(DATASETS)}")
         for name in ("vae_images", "held_out_images", "train_images", "validation_images", "test_images", "shard_images"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
@@ -63,7 +63,7 @@ class Config:
 
 
 LAPTOP = Config(
-    dataset="mnist",
+    vae_dataset="mnist",
     vae_images=55_000,
     held_out_images=4_500,
     vae=autoencoder.Config(),
@@ -101,13 +101,13 @@ class Autoencoder:
 
 def load(config: Config) -> Source:
     """The images that the VAE learns; ``DataError`` where there are too few, or none of a class."""
-    source = data.load(config.dataset)
+    source = data.load(config.vae_dataset)
     needed = config.vae_images + config.held_out_images
     if needed > len(source.pool):
-        raise DataError(f"{config.dataset} has {len(source.pool):,} images to train and validate on, the config asks for {needed:,}")
+        raise DataError(f"{config.vae_dataset} has {len(source.pool):,} images to train and validate on, the config asks for {needed:,}")
     for label in config.classes:
         if not (source.pool.labels == label).any():
-            raise DataError(f"{config.dataset} has no image of class {label}; its classes are {', '.join(source.pool.class_names)}")
+            raise DataError(f"{config.vae_dataset} has no image of class {label}; its classes are {', '.join(source.pool.class_names)}")
     return source
 
 

@@ -24,7 +24,7 @@ def latent_space_table(data: ManifoldMnist) -> pd.DataFrame:
     latents, labels = (values.numpy() for values in data.held_out)
     encoded = pd.DataFrame({"latent_0": latents[:, 0], "latent_1": latents[:, 1], "label": labels})
     low, high = np.quantile(latents, [0.005, 0.995], axis=0).tolist()
-    z = _grid(low, high, DECODED_CELLS)
+    z = grid(low, high, DECODED_CELLS)
     decoded = pd.DataFrame({"latent_0": z[:, 0], "latent_1": z[:, 1], "label": -1, "pixels": list(_decoded(data, z))})
     return pd.concat([encoded, decoded], ignore_index=True)
 
@@ -41,8 +41,7 @@ def latent_space(table: pd.DataFrame, of_what: str) -> Figure:
     pixels = np.stack(decoded["pixels"].tolist())
     side = int(np.sqrt(pixels.shape[1]))
     canvas = pixels.reshape(DECODED_CELLS, DECODED_CELLS, side, side)[:, ::-1].transpose(1, 2, 0, 3).reshape(DECODED_CELLS * side, -1)
-    extent = _extent(decoded)
-    right.imshow(canvas, cmap="gray_r", extent=extent, vmin=0, vmax=1)
+    right.imshow(canvas, cmap="gray_r", extent=extent(decoded), vmin=0, vmax=1)
     right.set(title="latents on a grid, decoded", xlabel="latent 0", ylabel="latent 1", aspect="equal")
     figure.suptitle(f"Latent space of the VAE, {of_what}")
     return figure
@@ -51,7 +50,7 @@ def latent_space(table: pd.DataFrame, of_what: str) -> Figure:
 def density_table(data: ManifoldMnist, bandwidths: list[float]) -> pd.DataFrame:
     """log p(z) on a grid, a row a point, for each bandwidth."""
     points = data.density.points
-    z = _grid((points.amin(dim=0) - 0.5).tolist(), (points.amax(dim=0) + 0.5).tolist(), MAP_CELLS)
+    z = grid((points.amin(dim=0) - 0.5).tolist(), (points.amax(dim=0) + 0.5).tolist(), MAP_CELLS)
     at = {"latent_0": z[:, 0].numpy(), "latent_1": z[:, 1].numpy()}
     maps = [pd.DataFrame({"bandwidth": width, **at, "log_density": data.density.with_bandwidth(width).log_prob(z)}) for width in bandwidths]
     return pd.concat(maps, ignore_index=True)
@@ -67,8 +66,8 @@ def chosen_images(data: ManifoldMnist) -> pd.DataFrame:
     densest = [z[rows[log_density[rows].argmax()]] for rows in of_classes]
     middles = torch.stack([(a + b) / 2 for index, a in enumerate(densest) for b in densest[:index]])
     unsure = density.class_posterior(middles).amax(dim=1)
-    grid = _grid(density.points.amin(dim=0).tolist(), density.points.amax(dim=0).tolist(), 60)
-    chosen = torch.stack([z[int(log_density.argmax())], middles[unsure.argmin()], grid[density.log_prob(grid).argmin()]])
+    points = grid(density.points.amin(dim=0).tolist(), density.points.amax(dim=0).tolist(), 60)
+    chosen = torch.stack([z[int(log_density.argmax())], middles[unsure.argmin()], points[density.log_prob(points).argmin()]])
     return pd.DataFrame(
         {
             "what": ["a real-looking digit", "between classes", "far from the data"],
@@ -89,7 +88,7 @@ def density(maps: pd.DataFrame, chosen: pd.DataFrame, bandwidths: pd.DataFrame, 
     for axes, row in zip(panels[:3], bandwidths.to_dict("records"), strict=True):
         of_width = maps[maps["bandwidth"] == row["bandwidth"]]
         plane = of_width["log_density"].to_numpy().reshape(MAP_CELLS, MAP_CELLS).T
-        image = axes.imshow(plane.clip(min=FLOOR), origin="lower", extent=_extent(of_width), cmap="viridis", vmin=FLOOR, vmax=top)
+        image = axes.imshow(plane.clip(min=FLOOR), origin="lower", extent=extent(of_width), cmap="viridis", vmin=FLOOR, vmax=top)
         held_out = f"held-out log p(z | c) {row['held_out_log_prob']:.3f}"
         axes.set(title=f"bandwidth {row['bandwidth']:.3f} ({row['of_chosen']:g} x): {held_out}", xlabel="latent 0", aspect="auto")
         axes.title.set_fontsize(9)
@@ -132,7 +131,7 @@ def show_image(axes: Axes, pixels: NDArray[Any], title: str, size: int = 7) -> N
     axes.set_title(title, fontsize=size)
 
 
-def _grid(low: Sequence[float], high: Sequence[float], cells: int) -> torch.Tensor:
+def grid(low: Sequence[float], high: Sequence[float], cells: int) -> torch.Tensor:
     """Points from low to high, (cells², 2), the second coordinate fastest."""
     return torch.cartesian_prod(*(torch.linspace(*ends, cells, dtype=torch.float64) for ends in zip(low, high, strict=True)))
 
@@ -142,7 +141,7 @@ def _decoded(data: ManifoldMnist, z: torch.Tensor) -> NDArray[np.float32]:
         return np.asarray(data.manifold.decode(z).flatten(1))
 
 
-def _extent(points: pd.DataFrame) -> tuple[float, float, float, float]:
+def extent(points: pd.DataFrame) -> tuple[float, float, float, float]:
     """Of points on a grid, for imshow: half a cell more on each side."""
     ends = []
     for name in ("latent_0", "latent_1"):

@@ -1,7 +1,7 @@
 """What an experiment has to say when all its cells are done."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import pandas as pd
@@ -35,6 +35,8 @@ class Report:
     """The few figures of a run that stand in a list of runs."""
     columns: Sequence[str]
     """Fields of the config (dotted) that stand beside them."""
+    files: Mapping[str, str] = field(default_factory=dict)
+    """Name -> text of other files that the run leaves."""
 
     def __str__(self) -> str:
         tables = [f"{title}\n\n{table.to_string(index=False)}\n" for title, table in self.shown.items()]

@@ -2,9 +2,9 @@
 
 from types import ModuleType
 
-from offmanifold.inference import ensemble, mc_dropout, point
+from offmanifold.inference import ensemble, hmc, mc_dropout, point
 from offmanifold.inference.posterior import Posterior
 
-METHODS: dict[str, ModuleType] = {"point": point, "mc_dropout": mc_dropout, "ensemble": ensemble}
+METHODS: dict[str, ModuleType] = {"point": point, "mc_dropout": mc_dropout, "ensemble": ensemble, "hmc": hmc}
 
 __all__ = ["METHODS", "Posterior"]

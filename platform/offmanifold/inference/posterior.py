@@ -1,5 +1,6 @@
 """The contract that every inference method meets."""
 
+from dataclasses import dataclass
 from typing import Protocol
 
 from offmanifold.predictive import Predictive
@@ -16,6 +17,20 @@ class Posterior(Protocol):
 
     def split(self, seed: int) -> tuple["Posterior", "Posterior"]:
         """(attacked, judging): two posteriors with no draw in common, where the method has draws to part."""
+
+
+@dataclass(frozen=True)
+class Undivided:
+    """A posterior that is attacked and judged on all of its draws, the same ones: as Gal & Smith (2018) do."""
+
+    posterior: Posterior
+
+    def draw(self, num_draws: int, seed: int) -> Predictive:
+        return self.posterior.draw(num_draws, seed)
+
+    def split(self, seed: int) -> tuple["Undivided", "Undivided"]:
+        """Itself, twice."""
+        return self, self
 
 
 def check_draws(num_draws: int) -> None:

@@ -1,8 +1,10 @@
 """A network's weights as arrays, and back."""
 
+import math
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
@@ -19,3 +21,21 @@ def restore(network: Network, arrays: Mapping[str, NDArray[Any]], device: torch.
     """The network with these weights, in eval mode, without gradients of its own, on the device."""
     network.load_state_dict({name: torch.from_numpy(value) for name, value in arrays.items()})
     return network.eval().requires_grad_(False).to(device)
+
+
+def from_vector(network: Network, vector: NDArray[Any], device: torch.device = torch.device("cpu")) -> Network:
+    """The network with the weights of this vector (dimension,), in the order of its parameters; otherwise as ``restore`` gives it.
+
+    ``ValueError`` where the vector is another network's.
+    """
+    there = {name: tuple(value.shape) for name, value in network.state_dict().items()}
+    sizes = [math.prod(shape) for shape in there.values()]
+    if vector.shape != (sum(sizes),):
+        raise ValueError(f"the weights are of another network: {len(vector):,} numbers, where this one has {sum(sizes):,} weights")
+    parts = np.split(vector, np.cumsum(sizes)[:-1])
+    return restore(network, {name: part.reshape(shape) for (name, shape), part in zip(there.items(), parts, strict=True)}, device)
+
+
+def to_vector(network: nn.Module) -> NDArray[Any]:
+    """All weights as one vector (dimension,), in the order of the network's parameters."""
+    return np.concatenate([value.reshape(-1) for value in save(network).values()])

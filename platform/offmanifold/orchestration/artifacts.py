@@ -22,6 +22,8 @@ from offmanifold.result import Cell, Result, SomeCell, recipe, recipe_key
 FORMAT = 2
 """Of the files below; raised when an older offmanifold could not read them, or would misread them."""
 MANIFEST, TABLE, ARRAYS = "manifest.json", "table.parquet", "arrays.safetensors"
+SEGMENTS = "segments"
+"""Folder of what a result that is being made has kept of itself."""
 ABREAST = 8
 """Results that are looked at at the same time."""
 
@@ -103,7 +105,7 @@ class Artifacts:
             return dict(result.metrics), False
 
     def save(self, cell: Cell, fingerprint: str, result: Result, made: Mapping[str, str]) -> None:
-        """Writes a result, its manifest last."""
+        """Writes a result, its manifest last; then what was kept for it goes."""
         place = folder(cell, fingerprint)
         table = BytesIO()
         result.table.to_parquet(table, index=False)
@@ -121,10 +123,11 @@ class Artifacts:
             "made": dict(made),
         }
         manifest["sha256"] = _hash_of(manifest)
-        self.storage.remove(place)  # what was altered, or left half-written
+        self.storage.remove(f"{place}/{MANIFEST}")  # of what was altered
         for file, content in contents.items():
             self.storage.write(f"{place}/{file}", content)
         self.storage.write(f"{place}/{MANIFEST}", json.dumps(manifest, indent=1).encode())
+        self.storage.remove(f"{place}/{SEGMENTS}")
 
     def _manifest(self, place: str) -> dict[str, Any]:
         return read_manifest(self.storage, place)

@@ -8,8 +8,10 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
+from offmanifold.progress import duration
+
 PLAIN_EVERY = 10.0
-"""Seconds between plain lines."""
+"""Seconds between plain lines; three times that where each running trial has one, too."""
 
 console = Console(soft_wrap=True, highlight=False)
 
@@ -20,6 +22,8 @@ class SweepDisplay:
 
     stage: str
     total: int
+    each: bool = False
+    """Is what each running trial says shown in plain lines, too?"""
     found: int = 0
     """Results that were there already."""
     done: int = 0
@@ -79,12 +83,12 @@ class SweepDisplay:
 
     def summary(self) -> str:
         """``train: 10 made, 2 found, 0 failed, 1m20s``"""
-        return f"{self.stage}: {self.done} made, {self.found} found, {self.failed} failed, {_duration(time.monotonic() - self.started)}"
+        return f"{self.stage}: {self.done} made, {self.found} found, {self.failed} failed, {duration(time.monotonic() - self.started)}"
 
     def _tick(self) -> None:
         """A line now and then, also while no trial says anything."""
-        while not self._closed.wait(PLAIN_EVERY):
-            console.print(self.line())
+        while not self._closed.wait(PLAIN_EVERY * (3 if self.each else 1)):
+            console.print(self._lines() if self.each else self.line())
 
     def _lines(self) -> Text:
         said = [f"    {name}: {words}" for name, words in list(self.running.items()) if words]  # rich asks from a thread of its own
@@ -97,13 +101,8 @@ class SweepDisplay:
         parts = [f"{self.stage}: {self.found + self.done}/{self.total} done"]
         parts += [f"{len(self.running)} running"] if self.running else []
         parts += [f"{self.found} found"] if self.found else []
-        parts += [f"{self.failed} failed", _duration(elapsed)]
+        parts += [f"{self.failed} failed", duration(elapsed)]
         if self.done and left:
             expected = self._last_done / self.done * left - (elapsed - self._last_done)
-            parts += [f"about {_duration(max(expected, 0))} left"]
+            parts += [f"about {duration(max(expected, 0))} left"]
         return ", ".join(parts)
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes}m{rest:02d}s" if minutes else f"{rest}s"

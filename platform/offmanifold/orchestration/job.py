@@ -9,7 +9,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import ray
 from mlflow.exceptions import MlflowException
@@ -26,9 +26,9 @@ from offmanifold.orchestration.runs import CONFIG, open_run
 from offmanifold.orchestration.session import Execution, connect
 from offmanifold.orchestration.shards import find_or_write
 from offmanifold.orchestration.storage import Storage
-from offmanifold.orchestration.sweep import Sweeps
+from offmanifold.orchestration.sweep import Outcome, Sweeps
 from offmanifold.orchestration.tracking import Tracking
-from offmanifold.orchestration.trial import Make
+from offmanifold.orchestration.trial import Make, MakeResumable
 from offmanifold.result import Result, SomeCell
 
 Config = TypeVar("Config")
@@ -77,12 +77,23 @@ class Job(Generic[Config]):
 
         ``on``: the data that it works on, where that is not what was loaded.
         """
+        return self._results(stage, self._sweeps_on(on).stage(stage, make, cells))
+
+    def chains(
+        self, stage: str, make: MakeResumable[SomeCell], cells: Sequence[SomeCell], on: Images | None = None
+    ) -> Mapping[SomeCell, Result]:
+        """The same of Markov chains: an actor each, that goes on from its last segment where it is killed, on whatever machine there is."""
+        return self._results(stage, self._sweeps_on(on).chains(stage, make, cells))
+
+    def _sweeps_on(self, on: Images | None) -> Sweeps:
         sweeps = self._begun()
-        if on is not None:
-            if on.fingerprint not in self._on:
-                self._on[on.fingerprint] = sweeps.on(on)
-            sweeps = self._on[on.fingerprint]
-        outcome = sweeps.stage(stage, make, cells)
+        if on is None:
+            return sweeps
+        if on.fingerprint not in self._on:
+            self._on[on.fingerprint] = sweeps.on(on)
+        return self._on[on.fingerprint]
+
+    def _results(self, stage: str, outcome: Outcome) -> Mapping[Any, Result]:
         self.failures |= outcome.failures
         self.stages.append(outcome.summary)
         if not outcome.results:
@@ -167,6 +178,7 @@ def start(doc: str | None, presets: Mapping[str, Config]) -> Iterator[Job[Config
 def _write_report(report: Report, folder: Path) -> list[Path]:
     """What is shown as text, every table as parquet, figures as PNG and PDF; the files."""
     files = [_written(folder / "report.txt", f"{report}\n".encode())]
+    files += [_written(folder / name, content.encode()) for name, content in report.files.items()]
     for name, table in report.tables.items():
         files.append(folder / f"{name}.parquet")
         table.to_parquet(files[-1], index=False, compression="zstd")

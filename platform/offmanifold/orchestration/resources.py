@@ -42,6 +42,7 @@ def take_resources(cpus: float) -> torch.device:
     threads = max(1, int(cpus))
     torch.set_num_threads(threads)
     os.environ["NPROC"] = str(threads)
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # JAX would take three quarters of a GPU that others share
     if not ray.get_gpu_ids():
         os.environ["CUDA_VISIBLE_DEVICES"], os.environ["JAX_PLATFORMS"] = "", "cpu"
     torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False

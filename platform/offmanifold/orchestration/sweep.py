@@ -5,25 +5,23 @@ made it, and Tune's own record of an experiment (its ``restore``) would know les
 """
 
 import logging
-import signal
-import threading
-import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import ray
-from ray import tune
 
 from offmanifold.data import Images
 from offmanifold.orchestration.artifacts import Artifacts
+from offmanifold.orchestration.chains import run_chains
 from offmanifold.orchestration.display import SweepDisplay, console
-from offmanifold.orchestration.errors import StorageError, first_line
+from offmanifold.orchestration.errors import StorageError
 from offmanifold.orchestration.observer import Observer
 from offmanifold.orchestration.runs import RunFolder
 from offmanifold.orchestration.session import Execution
 from offmanifold.orchestration.tracking import TrackedRun
-from offmanifold.orchestration.trial import Make, Plan, trial
+from offmanifold.orchestration.trial import Make, MakeResumable, Plan
+from offmanifold.orchestration.trials import run_trials
 from offmanifold.result import Cell, Result, SomeCell, recipe_key
 
 
@@ -82,6 +80,13 @@ class Sweeps:
 
         ``StorageError`` where no result can be kept at all.
         """
+        return self._stage(stage, make, cells, resumable=False)
+
+    def chains(self, stage: str, make: MakeResumable[SomeCell], cells: Sequence[SomeCell]) -> Outcome:
+        """The same of cells that take long and keep what they have: each is an actor that outlives its machine."""
+        return self._stage(stage, make, cells, resumable=True)
+
+    def _stage(self, stage: str, make: Callable[..., Result], cells: Sequence[SomeCell], resumable: bool) -> Outcome:
         logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # a trial's traceback is in its folder, its error in our summary
         _check_names(stage, cells)
         self.folder.refer(stage, [recipe_key(cell, self.fingerprint) for cell in cells])
@@ -96,7 +101,7 @@ class Sweeps:
             if fault:
                 console.print(f"{stage}: {fault}; {cell.name} is made again", markup=False)
         wanted = [cell for cell in possible if there.get(cell) != ""]
-        display = SweepDisplay(stage, total=len(cells), found=len(possible) - len(wanted), failed=len(failures))
+        display = SweepDisplay(stage, len(cells), resumable, found=len(possible) - len(wanted), failed=len(failures))
         observer = Observer(stage, wanted, self.fingerprint, self.tracked, display)
         for cell in possible:
             if there.get(cell) == "":
@@ -104,9 +109,12 @@ class Sweeps:
                 observer.found(cell, self.artifacts.metrics(cell, self.fingerprint), by_this_run)
         try:
             if wanted:
-                self._run_trials(
-                    stage, Plan(make, wanted, self.fingerprint, self.artifacts, self.execution.cpus_per_trial, self.folder.name), observer
-                )
+                cpus, run = self.execution.cpus_per_trial, self.folder.name
+                plan = Plan(make, wanted, self.fingerprint, self.artifacts, cpus, run, resumable)
+                if resumable:
+                    run_chains(plan, self.source, self.execution, observer)
+                else:
+                    run_trials(plan, self.source, self.execution, observer, self.scratch)
         finally:
             display.close()
             observer.close()
@@ -123,34 +131,6 @@ class Sweeps:
             elif cell not in made and cell.name not in failures:
                 raise KeyboardInterrupt  # Tune takes Ctrl-C as a wish to end the sweep in good order
         return Outcome(Stored(made, self.artifacts, self.fingerprint), failures, display.summary())
-
-    def _run_trials(self, stage: str, plan: Plan[SomeCell], observer: Observer) -> None:
-        resources = {"cpu": self.execution.cpus_per_trial, "gpu": self.execution.gpus_per_trial, **self.execution.custom_resources}
-        filesystem, root = self.artifacts.storage.arrow()
-        name = f"{stage}-{time.strftime('%Y%m%d-%H%M%S')}"
-        interrupt = signal.getsignal(signal.SIGINT) if threading.current_thread() is threading.main_thread() else None
-        try:
-            tune.Tuner(
-                tune.with_resources(tune.with_parameters(trial, plan=plan, source=self.source), resources),
-                param_space={"cell": tune.grid_search(list(range(len(plan.cells))))},
-                tune_config=tune.TuneConfig(reuse_actors=True, max_concurrent_trials=self.execution.workers or 0),
-                run_config=tune.RunConfig(
-                    name=name,
-                    storage_path=f"{root}/{self.scratch}",
-                    storage_filesystem=filesystem,
-                    failure_config=tune.FailureConfig(max_failures=self.execution.retries),
-                    stop=observer,
-                    callbacks=[observer],
-                    verbose=0,
-                ),
-            ).fit()
-        except OSError as error:  # Tune's own files
-            raise StorageError(f"the storage {self.artifacts.storage.root} does not take Tune's files ({first_line(error)})") from error
-        finally:
-            if interrupt is not None:
-                signal.signal(signal.SIGINT, interrupt)  # Tune leaves its own
-        if not observer.tracebacks:
-            self.artifacts.storage.remove(f"{self.scratch}/{name}")  # no traceback in it
 
 
 def _check_names(stage: str, cells: Sequence[Cell]) -> None:

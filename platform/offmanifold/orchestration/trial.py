@@ -2,19 +2,19 @@
 
 import gc
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
 import torch
-from ray import tune
 
 from offmanifold.data import Images
 from offmanifold.orchestration.artifacts import Artifacts
+from offmanifold.orchestration.checkpoints import StoredCheckpoints
 from offmanifold.orchestration.errors import StorageError
 from offmanifold.orchestration.provenance import versions
 from offmanifold.orchestration.resources import take_resources
-from offmanifold.progress import Progress
+from offmanifold.progress import Checkpoints, Progress
 from offmanifold.result import Cell, Result, SomeCell
 
 Cell_contra = TypeVar("Cell_contra", bound=Cell, contravariant=True)
@@ -31,37 +31,55 @@ class Make(Protocol[Cell_contra]):
         """The cell's result, from the data (a ``Source``, or whatever the stage is said to be ``on``) and the results of its inputs."""
 
 
+class MakeResumable(Protocol[Cell_contra]):
+    """The same of a cell that keeps what it has: it goes on from its checkpoints."""
+
+    def __call__(
+        self,
+        cell: Cell_contra,
+        source: Any,
+        inputs: Sequence[Result],
+        device: torch.device,
+        progress: Progress,
+        checkpoints: Checkpoints,
+        /,
+    ) -> Result:
+        """The cell's result."""
+
+
 @dataclass(frozen=True)
 class Plan(Generic[SomeCell]):
-    """What all trials of a stage share."""
+    """What all workers of a stage share."""
 
-    make: Make[SomeCell]
+    make: Callable[..., Result]
+    """``Make``, or ``MakeResumable`` where the cells are resumable."""
     cells: Sequence[SomeCell]
     fingerprint: str
     artifacts: Artifacts
     cpus: float
     run: str
     """The run that the results are made for."""
+    resumable: bool = False
 
 
-def trial(params: Mapping[str, int], plan: Plan[Cell], source: Images) -> None:
+def work(plan: Plan[Any], index: int, source: Images, tell: Callable[[dict[str, Any]], None]) -> None:
     """In a worker: one cell, from its inputs' artifacts to its own. The source's pixels are the object store's, not a copy.
 
-    What it reports: ``news``, (step, metrics) in their order; ``says``, words for the display; ``found``, whether another run has made it
-    meanwhile; ``storage``, an error that every other trial would meet too.
+    What it tells: ``news``, (step, metrics, words) in their order; ``says``, words for the display; ``note``, a line that stays; ``found``,
+    whether another run has made it meanwhile; ``storage``, an error that every other worker would meet too.
     """
-    cell = plan.cells[params["cell"]]
+    cell = plan.cells[index]
     device = take_resources(plan.cpus)
     due = 0.0
-    news: list[tuple[int, dict[str, float]]] = []
+    news: list[tuple[int, dict[str, float], str]] = []
 
     def report(**more: Any) -> None:
-        tune.report({"news": news.copy(), **more})
+        tell({"news": news.copy(), **more})
         news.clear()
 
-    def progress(step: int, metrics: Mapping[str, float]) -> None:
+    def progress(step: int, metrics: Mapping[str, float], says: str = "") -> None:
         nonlocal due
-        news.append((step, dict(metrics)))
+        news.append((step, dict(metrics), says))
         started = time.monotonic()
         if started >= due:
             report()
@@ -70,14 +88,17 @@ def trial(params: Mapping[str, int], plan: Plan[Cell], source: Images) -> None:
 
     def make() -> Result:
         inputs = [plan.artifacts.load(needed, plan.fingerprint) for needed in cell.inputs]
-        return plan.make(cell, source, inputs, device, progress)
+        if not plan.resumable:
+            return plan.make(cell, source, inputs, device, progress)
+        checkpoints = StoredCheckpoints.of(cell, plan.fingerprint, plan.artifacts.storage, lambda note: report(note=note))
+        return plan.make(cell, source, inputs, device, progress, checkpoints)
 
     made = {"run": plan.run, "device": str(device), "threads": str(torch.get_num_threads()), **versions()}
     try:
         metrics, found = plan.artifacts.find_or_make(
             cell, plan.fingerprint, make, made, wait=lambda: report(says="waits for another run that makes it")
         )
-        news.append((0, metrics))
+        news.append((0, metrics, ""))
         report(found=found)
     except StorageError as error:
         report(storage=str(error))

@@ -1,0 +1,78 @@
+"""What a long computation keeps of itself in the storage, where its result will be: it goes on elsewhere when its machine is lost."""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from safetensors.numpy import load as load_arrays
+from safetensors.numpy import save as save_arrays
+
+from offmanifold.orchestration.artifacts import SEGMENTS, folder
+from offmanifold.orchestration.storage import Storage
+from offmanifold.progress import Arrays
+from offmanifold.result import Cell
+
+STATES = 2
+"""Of the last segments whose state is there: one more than is needed, for the case that the last was cut off."""
+
+
+@dataclass
+class StoredCheckpoints:
+    """Segments under ``recipes/<key>/segments/``: NUMBER.safetensors, and the state after each of the last. The result's own writing
+    removes them.
+
+    A file begins with its SHA-256. One that is not what was written ends what is read: whatever came after it is made again.
+    """
+
+    storage: Storage
+    place: str
+    say: Callable[[str], None]
+    """Told once what had to be left out."""
+    count: int = 0
+
+    @classmethod
+    def of(cls, cell: Cell, fingerprint: str, storage: Storage, say: Callable[[str], None]) -> "StoredCheckpoints":
+        """Those of a cell on this data."""
+        return cls(storage, f"{folder(cell, fingerprint)}/{SEGMENTS}", say)
+
+    def read(self) -> tuple[list[Arrays], Arrays]:
+        there = {entry.name.rpartition("/")[2] for entry in self.storage.files(self.place)}
+        found: list[Arrays] = []
+        while _segment(len(found)) in there and (arrays := self._whole(_segment(len(found)))) is not None:
+            found.append(arrays)
+        number = max((int(name.partition(".")[0]) + 1 for name in there if not name.startswith("state")), default=0)
+        state: Arrays = {}
+        while found and not state:
+            state = self._whole(_state(len(found) - 1)) or {} if _state(len(found) - 1) in there else {}
+            if not state:
+                found.pop()
+        self.count = len(found)
+        if lost := number - len(found):
+            where = f"goes on after the {len(found)} before" if found else "begins anew"
+            self.say(f"{lost} of its {number} segments in {self.storage.where(self.place)} are cut off or altered: it {where}")
+        return found, state
+
+    def keep(self, segment: Arrays, state: Arrays) -> None:
+        self._write(_segment(self.count), segment)
+        self._write(_state(self.count), state)
+        self.storage.remove(f"{self.place}/{_state(self.count - STATES)}")
+        self.count += 1
+
+    def _write(self, name: str, arrays: Arrays) -> None:
+        content = save_arrays(arrays)
+        self.storage.write(f"{self.place}/{name}", hashlib.sha256(content).digest() + content)
+
+    def _whole(self, name: str) -> Arrays | None:
+        content = self.storage.read(f"{self.place}/{name}")
+        if hashlib.sha256(content[32:]).digest() != content[:32]:
+            return None
+        arrays: Arrays = load_arrays(content[32:])
+        return arrays
+
+
+def _segment(number: int) -> str:
+    return f"{number:05d}.safetensors"
+
+
+def _state(number: int) -> str:
+    return f"state-{number:05d}.safetensors"

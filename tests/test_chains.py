@@ -1,0 +1,205 @@
+"""Chains as actors: killed, on a node that dies, with an error of their own; and what they leave in the storage."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import pandas as pd
+import pytest
+import ray
+from bench import Bench
+
+from offmanifold.orchestration.artifacts import Artifacts
+from offmanifold.orchestration.checkpoints import StoredCheckpoints
+from offmanifold.orchestration.errors import StorageError
+from offmanifold.orchestration.storage import Storage
+from offmanifold.orchestration.tracking import Tracking
+from offmanifold.result import Result
+
+ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+
+SEGMENTS = 6
+
+
+@dataclass(frozen=True)
+class Summed:
+    """A cell that sums up in segments: 0 + 1 + ... + 5, and dies once on the way if it is told to."""
+
+    RECIPE_VERSION: ClassVar[int] = 1
+    inputs: ClassVar[tuple["Summed", ...]] = ()
+
+    index: int
+    dies_in: int = -1
+
+    @property
+    def name(self):
+        return f"chain {self.index}"
+
+
+def add_up(cell, source, inputs, device, progress, checkpoints):
+    """Each segment holds what was added, and by which process."""
+    segments, state = checkpoints.read()
+    for step in range(len(segments), SEGMENTS):
+        state = {"sum": state.get("sum", np.zeros(1)) + step}
+        segments.append({"added": np.array([step]), "process": np.array([os.getpid()])})
+        checkpoints.keep(segments[-1], state)
+        progress(step, {"added": float(step)}, f"segment {step}")
+        if step == cell.dies_in and len({int(segment["process"][0]) for segment in segments}) == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+    table = pd.DataFrame({name: np.concatenate([segment[name] for segment in segments]) for name in segments[0]})
+    return Result(table, {"sum": state["sum"]}, {"sum": float(state["sum"][0])})
+
+
+def refuse(cell, source, inputs, device, progress, checkpoints):
+    """An error of its own, which would come again."""
+    checkpoints.keep({"tried": np.ones(1)}, {"state": np.ones(1)})
+    raise ValueError(f"no start, tried {len(checkpoints.read()[0])} time(s)")
+
+
+@pytest.fixture
+def bench(tmp_path, cluster) -> Bench:
+    storage = Storage.open(str(tmp_path / "storage"))
+    return Bench(Artifacts(storage), Tracking.open("", storage, "chains"))
+
+
+def test_a_chain_that_is_killed_goes_on_from_its_last_segment_and_the_others_are_not_disturbed(bench, digits, capsys):
+    cells = [Summed(0), Summed(1, dies_in=2)]
+    outcome, run = bench.sweep(add_up, cells, digits, resumable=True, retries=0)
+    assert not outcome.failures
+    assert [result.arrays["sum"].item() for result in outcome.results.values()] == [15, 15]
+    undisturbed, killed = (result.table for result in outcome.results.values())
+    assert killed["added"].tolist() == undisturbed["added"].tolist() == list(range(SEGMENTS))
+    assert undisturbed["process"].nunique() == 1
+    assert killed["process"].value_counts().tolist() == [3, 3]  # nothing of the first three segments was done twice
+    assert [file.name for file in Path(bench.artifacts.storage.root).rglob("*.safetensors")] == ["arrays.safetensors"] * 2
+    children = run.children("stage")
+    assert children["chain 1"].data.tags["retries"] == "1"
+    assert children["chain 1"].data.tags["error"] == "its process was lost"
+    assert {child.info.status for child in children.values()} == {"FINISHED"}
+    history = bench.tracking.client.get_metric_history(children["chain 0"].info.run_id, "added")
+    assert [(point.step, point.value) for point in history] == [(step, step) for step in range(SEGMENTS)]
+    again, _ = bench.sweep(add_up, cells, digits, resumable=True)
+    assert again.summary.startswith("stage: 0 made, 2 found")
+
+
+def test_an_error_of_its_own_ends_a_chain_at_once_and_leaves_its_segments(bench, digits):
+    outcome, run = bench.sweep(refuse, [Summed(3)], digits, resumable=True, retries=2)
+    assert outcome.failures == {"chain 3": "ValueError: no start, tried 1 time(s)"}
+    assert run.children("stage")["chain 3"].info.status == "FAILED"
+    assert list(Path(bench.artifacts.storage.root).rglob("segments/00000.safetensors"))
+
+
+def test_a_storage_that_takes_nothing_ends_the_chains_with_one_line(bench, digits):
+    def no_room(cell, source, inputs, device, progress, checkpoints):
+        raise StorageError("the storage is full")
+
+    with pytest.raises(StorageError, match="the storage is full"):
+        bench.sweep(no_room, [Summed(index) for index in range(3)], digits, resumable=True)
+
+
+NODE_DIES = """
+import json, sys, threading, time
+sys.path.insert(0, sys.argv[2])
+from pathlib import Path
+from offmanifold.orchestration.session import Execution
+import ray
+from ray.cluster_utils import Cluster
+import test_chains
+from offmanifold import data
+from offmanifold.orchestration.artifacts import Artifacts
+from offmanifold.orchestration.storage import Storage
+from offmanifold.orchestration.tracking import Tracking
+
+def add_up_slowly(cell, source, inputs, device, progress, checkpoints):
+    class Slow:
+        read = checkpoints.read
+        def keep(self, segment, state):
+            checkpoints.keep(segment, state)
+            time.sleep(0.5)
+    return test_chains.add_up(cell, source, inputs, device, progress, Slow())
+
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+nodes = [cluster.add_node(num_cpus=1, resources={name: 1}) for name in ("first", "second")]
+ray.init(address=cluster.address, logging_level="ERROR", log_to_driver=False)
+root = sys.argv[1]
+
+def kill_the_node():
+    while not list(Path(root).rglob("segments/00001.safetensors")):
+        time.sleep(0.05)
+    busy = [n["NodeID"] for n in ray.nodes() if n["Alive"] and n["Resources"].get("CPU")
+            and ray._private.state.available_resources_per_node().get(n["NodeID"], {}).get("CPU", 0) < 1]
+    cluster.remove_node(next(node for node in nodes if node.node_id in busy), allow_graceful=False)
+
+threading.Thread(target=kill_the_node, daemon=True).start()
+storage = Storage.open(root)
+bench = test_chains.Bench(Artifacts(storage), Tracking.open("", storage, "chains"))
+outcome, _ = bench.sweep(add_up_slowly, [test_chains.Summed(0)], data.load("digits"), resumable=True)
+(result,) = outcome.results.values()
+print(json.dumps({"added": result.table["added"].tolist(), "processes": result.table["process"].nunique(),
+                  "nodes": sum(n["Alive"] for n in ray.nodes()), "failures": outcome.failures}))
+ray.shutdown()
+cluster.shutdown()
+"""
+
+
+def test_a_chain_whose_node_dies_goes_on_on_another(tmp_path):
+    command = [sys.executable, "-c", NODE_DIES, str(tmp_path / "storage"), str(Path(__file__).parent)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=150)
+    assert done.returncode == 0, done.stderr
+    said = json.loads(done.stdout.splitlines()[-1])
+    assert said == {"added": list(range(SEGMENTS)), "processes": 2, "nodes": 2, "failures": {}}
+
+
+# what is kept
+
+
+def checkpoints(storage, said):
+    return StoredCheckpoints.of(Summed(0), "data", storage, said.append)
+
+
+def filled(storage, said, count=4):
+    """So many segments."""
+    kept = checkpoints(storage, said)
+    assert kept.read() == ([], {})
+    for number in range(count):
+        kept.keep({"added": np.array([number])}, {"sum": np.array([number * 10.0])})
+    return kept
+
+
+def test_segments_come_back_in_their_order_with_the_last_state(storage):
+    said = []
+    place = filled(storage, said).place
+    segments, state = checkpoints(storage, said).read()
+    assert [segment["added"].item() for segment in segments] == [0, 1, 2, 3]
+    assert state["sum"].item() == 30
+    assert said == []
+    assert sum("state" in entry.name for entry in storage.files(place)) == 2
+
+
+@pytest.mark.parametrize("name", ["00003", "state-00003"])
+def test_a_segment_that_was_cut_off_is_left_out_and_that_is_said(storage, name):
+    said = []
+    kept = filled(storage, said)
+    file = f"{kept.place}/{name}.safetensors"
+    storage.write(file, storage.read(file)[:-5])
+    resumed = checkpoints(storage, said)
+    segments, state = resumed.read()
+    assert [segment["added"].item() for segment in segments] == [0, 1, 2]
+    assert state["sum"].item() == 20
+    assert said == [f"1 of its 4 segments in {storage.where(kept.place)} are cut off or altered: it goes on after the 3 before"]
+    resumed.keep({"added": np.array([7])}, {"sum": np.array([70.0])})
+    assert [segment["added"].item() for segment in checkpoints(storage, said).read()[0]] == [0, 1, 2, 7]
+
+
+def test_a_chain_whose_first_segments_are_lost_begins_anew(storage):
+    said = []
+    kept = filled(storage, said)
+    storage.write(f"{kept.place}/00001.safetensors", b"x")
+    assert checkpoints(storage, said).read() == ([], {})
+    assert said[0].endswith("it begins anew")
