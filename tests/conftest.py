@@ -13,9 +13,13 @@ from moto.server import ThreadedMotoServer
 
 from offmanifold import data
 from offmanifold.data import Dataset, Source
+from offmanifold.data.manifold_mnist import Manifold, ManifoldMnist
+from offmanifold.density import LatentDensity
 from offmanifold.inference import METHODS, ensemble, hmc, mc_dropout, point, sampler, sgd
+from offmanifold.models import vae
 from offmanifold.orchestration.session import ray
 from offmanifold.orchestration.storage import Storage
+from offmanifold.randomness import generator
 
 torch.set_num_threads(1)
 os.environ["NPROC"] = "1"  # JAX's threads, read when it is first used
@@ -53,6 +57,22 @@ def posteriors(split: tuple[Dataset, Dataset]) -> dict[str, object]:
     fitted = {name: METHODS[name].fit(split, config, seed=1) for name, config in configs.items()}
     few, sampling = split[0].take(range(300)), sampler.Config(warmup=25, draws=5, max_tree_depth=4)
     return fitted | {"hmc": hmc.fit((few, split[1]), hmc.Config(2, hmc.Bayesian(sampling=sampling)), seed=1)}
+
+
+@pytest.fixture(scope="session")
+def known_manifold() -> ManifoldMnist:
+    """Images of an untrained decoder, three classes apart from one another."""
+    network = vae.build(vae.Config(hidden=(40,)), (1, 28, 28), seed=2).eval().requires_grad_(False)
+    points = torch.tensor([[-3.0, 0.0], [3.0, 0.0], [0.0, 4.0]]).double()
+    made = Manifold(LatentDensity.of(points, torch.arange(3), (0, 1, 2), 0.3), network)
+
+    def split(name: str, size: int) -> Dataset:
+        z, label = made.density.sample(size, generator(name))
+        pixels = made.decode(z).mul(255).round().to(torch.uint8).numpy()
+        return Dataset(name, pixels, label.numpy(), ("0", "1", "4"), {"latent": z.numpy()})
+
+    held_out = torch.zeros(0, 2).double(), torch.zeros(0).long()
+    return ManifoldMnist(split("train", 120), split("validation", 30), split("test", 20), made, held_out, {}, "fingerprint")
 
 
 @pytest.fixture(scope="session")

@@ -14,16 +14,13 @@ from mlflow.tracking import MlflowClient
 from torch.testing import assert_close
 
 from offmanifold.attacks import Linf, random_sign
-from offmanifold.data import Dataset
-from offmanifold.data.manifold_mnist import Manifold, ManifoldMnist
-from offmanifold.density import LatentDensity
+from offmanifold.data.manifold_mnist import ManifoldMnist
 from offmanifold.experiments import density_along_attack as experiment
 from offmanifold.experiments import density_report, manifold
 from offmanifold.experiments.build_manifold_mnist import ImageDensityConfig
 from offmanifold.inference import sgd
-from offmanifold.models import vae
 from offmanifold.progress import silent
-from offmanifold.randomness import derive, generator
+from offmanifold.randomness import derive
 from offmanifold.result import Result
 
 ROOT = Path(__file__).parents[1]
@@ -32,19 +29,8 @@ CONFIG = experiment.Config(training=sgd.Config(epochs=10, train_batch_size=20), 
 
 
 @pytest.fixture(scope="module")
-def data() -> ManifoldMnist:
-    """Images of an untrained decoder, three classes apart from one another."""
-    network = vae.build(vae.Config(hidden=(40,)), (1, 28, 28), seed=2).eval().requires_grad_(False)
-    points = torch.tensor([[-3.0, 0.0], [3.0, 0.0], [0.0, 4.0]]).double()
-    made = Manifold(LatentDensity.of(points, torch.arange(3), (0, 1, 2), 0.3), network)
-
-    def split(name: str, size: int) -> Dataset:
-        z, label = made.density.sample(size, generator(name))
-        pixels = made.decode(z).mul(255).round().to(torch.uint8).numpy()
-        return Dataset(name, pixels, label.numpy(), ("0", "1", "4"), {"latent": z.numpy()})
-
-    held_out = torch.zeros(0, 2).double(), torch.zeros(0).long()
-    return ManifoldMnist(split("train", 120), split("validation", 30), split("test", 20), made, held_out, {}, "fingerprint")
+def data(known_manifold) -> ManifoldMnist:
+    return known_manifold
 
 
 @pytest.fixture(scope="module")

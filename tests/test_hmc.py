@@ -147,7 +147,9 @@ def test_a_chain_of_a_network_that_is_cut_off_goes_on_with_the_draws_it_would_ha
 
 def test_a_start_at_which_nothing_can_be_computed_names_image_and_prior_scale(digits):
     data = digits.test.take(range(20))
-    with pytest.raises(nuts.SamplingFailed, match=r"log-likelihood of 20 of 20 images is nan, first of training image 0 \(label \d\); .*1e\+30"):
+    with pytest.raises(
+        nuts.SamplingFailed, match=r"log-likelihood of 20 of 20 images is nan, first of training image 0 \(label \d\); .*1e\+30"
+    ):
         hmc.sample(data, replace(TINY, weight_scale=1e30), 0)
 
 
