@@ -6,12 +6,12 @@ Data gives a model; inference gives a posterior; draws from it give a predictive
 Imports go one way: a module imports what stands in its own line or above it (``tests/test_architecture.py`` reads this list)::
 
     randomness progress     named streams of random numbers; how long work tells where it is
-    models                  torch modules
+    models                  torch modules, and LeNet in JAX
     density                 p(z) of latents, exactly; p(x) of images, by integrating over them
     data                    labelled images in [0, 1], with a fingerprint
     predictive              what a posterior gives when functions are drawn from it
-    inference               data + model -> posterior
     uncertainty             measures of log_probs
+    inference               data + model -> posterior
     result                  what a computation is (a cell) and what it gives (a result)
     grid                    many cells: by product, by list
     attacks                 what is ascended (losses), what is allowed (threat), how (gradient, noise)
