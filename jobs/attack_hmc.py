@@ -17,11 +17,11 @@ def main() -> None:
         config = job.config
         source = job.load(experiment.load)
         data = bayesian_lenet.prepare(config.posterior, config.data, config.seed, source, job.sweep, job.write)
-        job.chains("sample", bayesian_lenet.sample, experiment.chains(config), on=data)
-        judged = job.sweep("health", sample_hmc.judge, experiment.health(config), on=data)
+        chains = job.chains("sample", bayesian_lenet.sample, experiment.chains(config), on=data)
+        judged = job.sweep("health", sample_hmc.judge, experiment.health(config, chains), on=data)
         job.sweep("train", bayesian_lenet.train, experiment.networks(config), on=data)
-        attacked = job.sweep("attack", experiment.attack, experiment.attacked(config), on=data)
-        job.report(experiment.summarise(config, judged, attacked))
+        attacked = job.sweep("attack", experiment.attack, experiment.attacked(config, chains), on=data)
+        job.report(experiment.summarise(config, chains, judged, attacked))
 
 
 if __name__ == "__main__":

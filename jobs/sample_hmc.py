@@ -18,10 +18,10 @@ def main() -> None:
         source = job.load(experiment.load)
         data = bayesian_lenet.prepare(config.posterior, config.data, config.seed, source, job.sweep, job.write)
         chains = job.chains("sample", bayesian_lenet.sample, experiment.chains(config), on=data)
-        judged = job.sweep("health", experiment.judge, experiment.health(config), on=data)
+        judged = job.sweep("health", experiment.judge, experiment.health(config, chains), on=data)
         if config.posterior.on_manifold:
             job.sweep("train", bayesian_lenet.train, experiment.networks(config), on=data)
-            maps = job.sweep("map", experiment.map_latents, experiment.mapped(config), on=data)
+            maps = job.sweep("map", experiment.map_latents, experiment.mapped(config, chains), on=data)
         job.report(experiment.summarise(config, data, chains, judged, maps if config.posterior.on_manifold else {}))
 
 

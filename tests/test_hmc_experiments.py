@@ -171,7 +171,7 @@ def test_a_chain_is_given_the_images_that_the_networks_are(known_manifold, digit
 def test_the_health_and_the_map_are_of_these_draws_and_the_report_says_so(known_manifold, results):
     chains = sample_hmc.chains(SAMPLE)
     sampled = {cell: results[cell] for cell in chains}
-    (health,), (network,), (mapped,) = sample_hmc.health(SAMPLE), sample_hmc.networks(SAMPLE), sample_hmc.mapped(SAMPLE)
+    (health,), (network,), (mapped,) = sample_hmc.health(SAMPLE, chains), sample_hmc.networks(SAMPLE), sample_hmc.mapped(SAMPLE, chains)
     judged = sample_hmc.judge(health, known_manifold, list(sampled.values()), CPU, silent)
     posterior = bayesian_lenet.posterior(chains, list(sampled.values()), known_manifold, CPU)
     test = known_manifold.test.sample(12, 0, "health")
@@ -218,7 +218,7 @@ def test_the_rank_correlation_is_scipy_s_with_student_s_interval_over_chains():
 
 
 def test_every_model_is_attacked_in_every_way_and_the_judges_are_those_it_says(known_manifold, results):
-    cells = attack_hmc.attacked(ATTACK)
+    cells = attack_hmc.attacked(ATTACK, attack_hmc.chains(ATTACK))
     assert len(cells) == len({cell.name for cell in cells}) == 2 * 2 * (2 * 3 + 2)
     few = [cell for cell in cells if cell.repetition == 0 and cell.epsilon == 0.1]
     made = {cell: attack_hmc.attack(cell, known_manifold, [results[of] for of in cell.of], CPU, silent) for cell in few}
@@ -249,7 +249,7 @@ def attack_rows():
     """Planted: two repetitions of every row."""
     rows = []
     for repetition in range(2):
-        for cell in attack_hmc.attacked(replace(ATTACK, repetitions=1)):
+        for cell in attack_hmc.attacked(replace(ATTACK, repetitions=1), attack_hmc.chains(ATTACK)):
             for kind, wrong in (("mim", 0.5), ("random_sign", 0.1), ("none", 0.0)):
                 share = wrong + 0.1 * repetition * (kind == "mim")
                 figures = dict.fromkeys(

@@ -6,7 +6,7 @@ those that were attacked among them, as in the paper, and on chains that the att
 """
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Sized
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
@@ -139,20 +139,21 @@ def networks(config: Config) -> list[Network]:
     return bayesian_lenet.networks(config.posterior, config.training, config.repetitions, config.members, config.seed)
 
 
-def health(config: Config) -> list[sample_hmc.Health]:
-    """Of the chains: the verdict goes with every figure made from them."""
-    return [sample_hmc.Health(tuple(chains(config)), config.health_images, config.seed)]
+def health(config: Config, of: Iterable[Chain]) -> list[sample_hmc.Health]:
+    """Of the chains that there are: the verdict goes with every figure made from them."""
+    return [sample_hmc.Health(tuple(of), config.health_images, config.seed)]
 
 
-def attacked(config: Config) -> list[Attacked]:
-    """Every (repetition, model, epsilon, way)."""
+def attacked(config: Config, of: Iterable[Chain]) -> list[Attacked]:
+    """Every (repetition, model, epsilon, way), of the chains that there are."""
+    sampled = tuple(of)
     every = {"judged": ("all", "unseen"), "draws_a_step": config.draws_a_step}
     how = {"judging": config.judging, "images": config.attacked_images, "seed": config.seed}
     cells: list[Attacked] = []
     for repetition, epsilon in itertools.product(range(config.repetitions), config.epsilons):
         trained = tuple(network for network in networks(config) if network.repetition == repetition)
         at: dict[str, Any] = {"repetition": repetition, "epsilon": epsilon, **how}
-        cells += product(Attacked, every, model="hmc", of=tuple(chains(config)), **at)
+        cells += product(Attacked, every, model="hmc", of=sampled, **at)
         cells.append(Attacked(model="deterministic", draws_a_step=1, judged="itself", of=trained[:1], **at))
         cells.append(Attacked(model="deterministic_ensemble", draws_a_step=ALL, judged="itself", of=trained, **at))
     return cells
@@ -207,12 +208,12 @@ def _images(cell: Attacked, data: Images) -> Dataset:
     return data.test.sample(first + cell.images, cell.seed, "attacked").take(np.arange(first, first + cell.images))
 
 
-def summarise(config: Config, judged: Mapping[sample_hmc.Health, Result], results: Mapping[Attacked, Result]) -> Report:
+def summarise(config: Config, of: Sized, judged: Mapping[sample_hmc.Health, Result], results: Mapping[Attacked, Result]) -> Report:
     """Table 1 beside the paper's, the stronger attacks, the figure, and what they say; the chains' verdict with all of it."""
     rows = pd.concat([result.table for result in results.values()], ignore_index=True)
     verdict = next((result.table["verdict"].iloc[0] for result in judged.values()), "not judged")
     reasons = next((result.table["reasons"].iloc[0] for result in judged.values()), "")
     rows = rows.assign(verdict=verdict)
     posterior, images = config.posterior, f"{config.repetitions} x {config.attacked_images} images"
-    what = f"{bayesian_lenet.of_what(posterior, config.data, chains(config))}; {images}"
+    what = f"{bayesian_lenet.of_what(posterior, config.data, of)}; {images}"
     return report.summarise(rows, what, f"{verdict}{': ' if reasons else ''}{reasons}", posterior.on_manifold)

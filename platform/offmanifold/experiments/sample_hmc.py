@@ -5,7 +5,7 @@ posterior and a deterministic network are asked on a grid over the latent space 
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, ClassVar
 
@@ -114,14 +114,14 @@ def networks(config: Config) -> list[Network]:
     return bayesian_lenet.networks(config.posterior, config.training, 1, 1, config.seed) if config.posterior.on_manifold else []
 
 
-def health(config: Config) -> list[Health]:
-    """Of all chains together."""
-    return [Health(tuple(chains(config)), config.health_images, config.seed)]
+def health(config: Config, of: Iterable[Chain]) -> list[Health]:
+    """Of the chains that there are, together."""
+    return [Health(tuple(of), config.health_images, config.seed)]
 
 
-def mapped(config: Config) -> list[Mapped]:
+def mapped(config: Config, of: Iterable[Chain]) -> list[Mapped]:
     """The map, where the data has a latent space."""
-    return [Mapped((*chains(config), network), config.grid_points) for network in networks(config)]
+    return [Mapped((*of, network), config.grid_points) for network in networks(config)]
 
 
 def judge(cell: Health, data: Images, inputs: Sequence[Result], device: torch.device, progress: Progress) -> Result:
