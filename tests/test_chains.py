@@ -62,6 +62,11 @@ def refuse(cell, source, inputs, device, progress, checkpoints):
     raise ValueError(f"no start, tried {len(checkpoints.read()[0])} time(s)")
 
 
+def die(cell, source, inputs, device, progress, checkpoints):
+    """As a process that is out of memory."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
 @pytest.fixture
 def bench(tmp_path, cluster) -> Bench:
     storage = Storage.open(str(tmp_path / "storage"))
@@ -93,6 +98,14 @@ def test_an_error_of_its_own_ends_a_chain_at_once_and_leaves_its_segments(bench,
     assert outcome.failures == {"chain 3": "ValueError: no start, tried 1 time(s)"}
     assert run.children("stage")["chain 3"].info.status == "FAILED"
     assert list(Path(bench.artifacts.storage.root).rglob("segments/00000.safetensors"))
+    (traceback,) = Path(bench.artifacts.storage.root).rglob("error.txt")
+    assert "in refuse" in traceback.read_text()
+
+
+def test_a_chain_that_is_lost_again_and_again_before_it_gets_on_is_given_up(bench, digits, monkeypatch):
+    monkeypatch.setattr("offmanifold.orchestration.chains.FRUITLESS", 1)
+    outcome, _ = bench.sweep(die, [Summed(4)], digits, resumable=True)
+    assert outcome.failures == {"chain 4": "its process was lost 1 times in a row before it got on: out of memory?"}
 
 
 def test_a_storage_that_takes_nothing_ends_the_chains_with_one_line(bench, digits):

@@ -22,8 +22,6 @@ class Observer:
         self.earlier: dict[str, Run] = {}
         """Runs of the stage's trials in the job that goes on here."""
         self.open: dict[str, TrackedRun] = {}
-        self.begun: dict[str, int] = {}
-        """Name of a cell -> how often it was begun."""
         self.completed: set[str] = set()
         self.failures: dict[str, str] = {}
         """Name of a cell -> its error."""
@@ -43,7 +41,6 @@ class Observer:
 
     def begins(self, cell: Cell) -> None:
         """It is being made."""
-        self.begun[cell.name] = 1
         with self._tracked():
             self._begin(cell, found=False)
         self.display.start(cell.name)
@@ -74,7 +71,6 @@ class Observer:
 
     def tries_again(self, cell: Cell, error: str, times: int) -> None:
         """It failed, and has another try."""
-        self.begun[cell.name] = times + 1
         with self._tracked():
             self.open[cell.name].tag(error=error, retries=str(times))
         self.display.say(cell.name, f"{error}; tried again")

@@ -112,7 +112,7 @@ class Sweeps:
                 cpus, run = self.execution.cpus_per_trial, self.folder.name
                 plan = Plan(make, wanted, self.fingerprint, self.artifacts, cpus, run, resumable)
                 if resumable:
-                    run_chains(plan, self.source, self.execution, observer)
+                    run_chains(plan, self.source, self.execution, observer, self.scratch)
                 else:
                     run_trials(plan, self.source, self.execution, observer, self.scratch)
         finally:
