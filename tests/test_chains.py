@@ -1,9 +1,7 @@
 """Chains as actors: killed, on a node that dies, with an error of their own; and what they leave in the storage."""
 
-import json
 import os
 import signal
-import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -114,59 +112,6 @@ def test_a_storage_that_takes_nothing_ends_the_chains_with_one_line(bench, digit
 
     with pytest.raises(StorageError, match="the storage is full"):
         bench.sweep(no_room, [Summed(index) for index in range(3)], digits, resumable=True)
-
-
-NODE_DIES = """
-import json, sys, threading, time
-sys.path.insert(0, sys.argv[2])
-from pathlib import Path
-from offmanifold.orchestration.session import Execution
-import ray
-from ray.cluster_utils import Cluster
-import test_chains
-from offmanifold import data
-from offmanifold.orchestration.artifacts import Artifacts
-from offmanifold.orchestration.storage import Storage
-from offmanifold.orchestration.tracking import Tracking
-
-def add_up_slowly(cell, source, inputs, device, progress, checkpoints):
-    class Slow:
-        read = checkpoints.read
-        def keep(self, segment, state):
-            checkpoints.keep(segment, state)
-            time.sleep(0.5)
-    return test_chains.add_up(cell, source, inputs, device, progress, Slow())
-
-cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
-nodes = [cluster.add_node(num_cpus=1, resources={name: 1}) for name in ("first", "second")]
-ray.init(address=cluster.address, logging_level="ERROR", log_to_driver=False)
-root = sys.argv[1]
-
-def kill_the_node():
-    while not list(Path(root).rglob("segments/00001.safetensors")):
-        time.sleep(0.05)
-    busy = [n["NodeID"] for n in ray.nodes() if n["Alive"] and n["Resources"].get("CPU")
-            and ray._private.state.available_resources_per_node().get(n["NodeID"], {}).get("CPU", 0) < 1]
-    cluster.remove_node(next(node for node in nodes if node.node_id in busy), allow_graceful=False)
-
-threading.Thread(target=kill_the_node, daemon=True).start()
-storage = Storage.open(root)
-bench = test_chains.Bench(Artifacts(storage), Tracking.open("", storage, "chains"))
-outcome, _ = bench.sweep(add_up_slowly, [test_chains.Summed(0)], data.load("digits"), resumable=True)
-(result,) = outcome.results.values()
-print(json.dumps({"added": result.table["added"].tolist(), "processes": result.table["process"].nunique(),
-                  "nodes": sum(n["Alive"] for n in ray.nodes()), "failures": outcome.failures}))
-ray.shutdown()
-cluster.shutdown()
-"""
-
-
-def test_a_chain_whose_node_dies_goes_on_on_another(tmp_path):
-    command = [sys.executable, "-c", NODE_DIES, str(tmp_path / "storage"), str(Path(__file__).parent)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=150)
-    assert done.returncode == 0, done.stderr
-    said = json.loads(done.stdout.splitlines()[-1])
-    assert said == {"added": list(range(SEGMENTS)), "processes": 2, "nodes": 2, "failures": {}}
 
 
 # what is kept

@@ -17,7 +17,7 @@ from torch.distributions import Bernoulli, Independent, Normal, kl_divergence
 from torch.testing import assert_close
 
 from offmanifold.data import DataError, Source, manifold_mnist
-from offmanifold.data.shards import MANIFEST, UNFINISHED, Contents, Plan, Shards
+from offmanifold.data.shards import MANIFEST, UNFINISHED, Contents, Plan
 from offmanifold.experiments import build_manifold_mnist, manifold
 from offmanifold.inference import autoencoder, sgd
 from offmanifold.models import vae
@@ -216,40 +216,6 @@ def test_a_shard_that_cannot_be_made_ends_the_writing_with_its_error(cluster, pl
     with pytest.raises(JobError, match=r"shard \S+.parquet was not written: 'NoneType' object"):
         find_or_write(broken, str(tmp_path / "new"), Execution())
     assert not (tmp_path / "new" / MANIFEST).exists()
-
-
-def test_two_nodes_share_the_work(plan, written, tmp_path):
-    """A cluster of three nodes in a process of its own; the head has no CPU."""
-    import cloudpickle
-
-    (tmp_path / "plan").write_bytes(cloudpickle.dumps(plan.prepare()))
-    code = """
-import sys, pickle, json
-from dataclasses import replace
-from offmanifold.orchestration.session import Execution, ray
-from offmanifold.orchestration.shards import find_or_write
-from offmanifold.data.shards import Plan, Shards
-from ray.cluster_utils import Cluster
-cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
-for _ in range(2):
-    cluster.add_node(num_cpus=1)
-ray.init(address=cluster.address, logging_level="ERROR", log_to_driver=False)
-contents = pickle.load(open(sys.argv[1], "rb"))
-about = json.loads(sys.argv[3])
-plan = Plan(about["name"], about["recipe"], about["rows"], lambda: contents)
-shards, _ = find_or_write(plan, sys.argv[2], Execution())
-print(json.dumps(shards.manifest["made"]["shards_of_node"]))
-ray.shutdown()
-cluster.shutdown()
-"""
-    about = json.dumps({"name": plan.name, "recipe": plan.recipe, "rows": plan.rows})
-    command = [sys.executable, "-c", code, str(tmp_path / "plan"), str(tmp_path / "data"), about]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    of_node = json.loads(done.stdout.splitlines()[-1])
-    assert len(of_node) == 2
-    assert sum(of_node.values()) == 6
-    assert Shards.open(str(tmp_path / "data")).fingerprint == Shards.open(str(written)).fingerprint
 
 
 # what is refused
