@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -73,69 +74,69 @@ def matrix_product() -> float:
     return 2 * 1024**3 / seconds(lambda: product(a)) / 1e9
 
 
-def share_of_gradients(count: int = 2000) -> tuple[float, float]:
-    """Of a chain's wall time after compilation, from its own segments; and the seconds of one gradient."""
-    config = Bayesian(sampling=sampler.Config(warmup=8, draws=4, max_tree_depth=6))
-    sampled = target(config, images(count))
+@dataclass
+class Clock:
+    """Checkpoints that note when each segment came, and how many leapfrog steps it had."""
+
+    at: list[float] = field(default_factory=list)
+    steps: list[int] = field(default_factory=list)
+
+    def read(self) -> tuple[list[Any], dict[str, Any]]:
+        return [], {}
+
+    def keep(self, segment: dict[str, Any], state: dict[str, Any]) -> None:
+        self.at.append(time.perf_counter())
+        self.steps.append(int(segment["leapfrog_steps"].sum()))
+
+    @property
+    def rate(self) -> float:
+        """Leapfrog steps a second of wall time, from the end of the first segment (which compiles) to the end of the last."""
+        return sum(self.steps[1:]) / (self.at[-1] - self.at[0])
+
+
+def chain() -> tuple[float, float]:
+    """Leapfrog steps a second of a chain of LeNet-5 on 2,000 images; and the share of its wall time that their gradients alone take."""
+    config = Bayesian(sampling=sampler.Config(warmup=6, draws=6, max_tree_depth=6))
+    sampled, clock = target(config, images(2000)), Clock()
+    nuts.sample(sampled, config.sampling, 0, checkpoints=clock)
     given = jax.device_put(sampled.data)
     compute = jax.jit(jax.value_and_grad(sampled.potential))
     at = jnp.zeros(LeNet(config.architecture, len(CLASSES)).dimension)
-    heard: list[float] = []
-    nuts.sample(sampled, config.sampling, 0, lambda step, metrics, says="": heard.append(metrics.get("leapfrog_per_second", 0.0)))
-    alone = seconds(lambda: compute(at, given))
-    return alone * max(heard), alone
+    return clock.rate, clock.rate * seconds(lambda: compute(at, given))
 
 
-RATE = """
-import os, sys, time
-os.environ["NPROC"] = "1"
-sys.path[:0] = sys.argv[1:3]
-import hmc, jax, jax.numpy as jnp
-from offmanifold.inference.log_joint import target
-sampled = target(hmc.Bayesian(), hmc.images(2000))
-data = jax.device_put(sampled.data)
-compute = jax.jit(jax.value_and_grad(sampled.potential))
-at = jnp.zeros(hmc.LeNet("lenet-6-16-120-84", 3).dimension)
-jax.block_until_ready(compute(at, data))
-ends, done = time.time() + float(sys.argv[3]), 0
-while time.time() < ends:
-    jax.block_until_ready(compute(at, data))
-    done += 1
-print(done)
-"""
-
-
-def together(chains: int, period: float = 15.0) -> float:
-    """Gradients a second of so many processes at once, one thread each."""
-    places = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "platform")]
-    command = [sys.executable, "-c", RATE, *places, str(period)]
+def side_by_side(chains: int) -> list[float]:
+    """Leapfrog steps a second of so many chains at once, each a process with one thread."""
+    code = "import sys; sys.path[:0] = sys.argv[1:]; import hmc; print(hmc.chain()[0])"
+    command = [sys.executable, "-c", code, str(Path(__file__).parent), str(Path(__file__).parents[1] / "platform")]
     running = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(chains)]
-    return sum(int(process.communicate()[0]) for process in running) / period
+    return [float(process.communicate()[0]) for process in running]
 
 
 def predictive_memory(draws: int = 200, count: int = 1000) -> dict[str, float]:
-    """Of a predictive of the large LeNet: MiB that its draws take, MiB in all, seconds."""
+    """Of a predictive of the large LeNet: MiB of its draws, MiB resident beyond them, seconds. To be measured in a process of its own."""
     torch.set_num_threads(1)
-    scales = LeNet("lenet-20-50-500", 3).scales(1.4, 0.1)
-    stored = np.random.default_rng(0).standard_normal((draws, len(scales)), dtype=np.float32) * scales
+    stored = np.random.default_rng(0).standard_normal((draws, LeNet("lenet-20-50-500", 3).dimension), dtype=np.float32) / np.float32(20)
+    data = images(count).images
     before, started = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
     with torch.no_grad():
-        Hmc(lenet.Config("lenet-20-50-500", 0.0, 0.0), 3, [stored]).draw(draws, 0).log_probs(images(count).images)
+        Hmc(lenet.Config("lenet-20-50-500", 0.0, 0.0), 3, [stored]).draw(draws, 0).log_probs(data)
     took = time.perf_counter() - started
     return {"draws": stored.nbytes / 2**20, "more": (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024, "seconds": took}
 
 
 def main() -> None:
+    memory = predictive_memory()
+    print(f"200 draws of 20-50-500 on 1,000 images: {json.dumps(memory)} (MiB, seconds)")
     print(f"matrix product: {matrix_product():.0f} GFLOP/s, one thread")
     for architecture in lenet.LENETS:
         took = gradients(architecture)
         ratio = took["gpu"] / took["cpu"]
         print(f"{architecture}, 1,000 images: products {took['cpu']:.4f} s, lax.conv {took['gpu']:.4f} s: {ratio:.1f} times as fast")
-    share, alone = share_of_gradients()
-    print(f"a chain on 2,000 images: {share:.1%} of its time in gradients of {alone:.4f} s")
-    one, two = together(1), together(2)
-    print(f"gradients a second: one chain on one CPU {one:.1f}, two on two {two:.1f}: {two / one:.2f} times")
-    print(f"200 draws of 20-50-500 on 1,000 images, MiB: {json.dumps(predictive_memory())}")
+    rate, share = chain()
+    print(f"a chain on 2,000 images: {rate:.1f} leapfrog steps a second, {share:.1%} of its wall time in gradients")
+    (one,), two = side_by_side(1), side_by_side(2)
+    print(f"leapfrog steps a second: one chain on one CPU {one:.1f}; two on two {two[0]:.1f} and {two[1]:.1f}: {sum(two) / one:.2f} times")
 
 
 if __name__ == "__main__":

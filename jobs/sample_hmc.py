@@ -20,8 +20,8 @@ def main() -> None:
         chains = job.chains("sample", bayesian_lenet.sample, experiment.chains(config), on=data)
         judged = job.sweep("health", experiment.judge, experiment.health(config, chains), on=data)
         if config.posterior.on_manifold:
-            job.sweep("train", bayesian_lenet.train, experiment.networks(config), on=data)
-            maps = job.sweep("map", experiment.map_latents, experiment.mapped(config, chains), on=data)
+            job.sweep("train", bayesian_lenet.train, experiment.networks(config), on=data, needed=False)
+            maps = job.sweep("map", experiment.map_latents, experiment.mapped(config, chains), on=data, needed=False)
         job.report(experiment.summarise(config, data, chains, judged, maps if config.posterior.on_manifold else {}))
 
 

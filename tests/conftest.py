@@ -2,6 +2,7 @@
 
 import logging
 import os
+import tempfile
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +24,8 @@ from offmanifold.randomness import generator
 
 torch.set_num_threads(1)
 os.environ["NPROC"] = "1"  # JAX's threads, read when it is first used
+os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp()  # what one test compiled the next finds
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
 SHARED_DATA = Path(os.environ.get("OFFMANIFOLD_DATA", Path(__file__).parents[2] / "shared" / "data"))
 

@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -60,9 +61,12 @@ def refuse(cell, source, inputs, device, progress, checkpoints):
     raise ValueError(f"no start, tried {len(checkpoints.read()[0])} time(s)")
 
 
-def die(cell, source, inputs, device, progress, checkpoints):
-    """As a process that is out of memory."""
-    os.kill(os.getpid(), signal.SIGKILL)
+def die_or_add_up(cell, source, inputs, device, progress, checkpoints):
+    """One as a process that is out of memory; the other takes longer than that is looked at."""
+    if cell.dies_in == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    time.sleep(10)
+    return add_up(cell, source, inputs, device, progress, checkpoints)
 
 
 @pytest.fixture
@@ -100,10 +104,11 @@ def test_an_error_of_its_own_ends_a_chain_at_once_and_leaves_its_segments(bench,
     assert "in refuse" in traceback.read_text()
 
 
-def test_a_chain_that_is_lost_again_and_again_before_it_gets_on_is_given_up(bench, digits, monkeypatch):
+def test_a_chain_that_is_lost_time_and_again_is_given_up_and_the_others_go_on(bench, digits, monkeypatch):
     monkeypatch.setattr("offmanifold.orchestration.chains.FRUITLESS", 1)
-    outcome, _ = bench.sweep(die, [Summed(4)], digits, resumable=True)
-    assert outcome.failures == {"chain 4": "its process was lost 1 times in a row before it got on: out of memory?"}
+    outcome, _ = bench.sweep(die_or_add_up, [Summed(4, dies_in=0), Summed(5)], digits, resumable=True)
+    assert outcome.failures == {"chain 4": "its process was lost 1 times in a row before it kept anything: out of memory?"}
+    assert [result.arrays["sum"].item() for result in outcome.results.values()] == [15]
 
 
 def test_a_storage_that_takes_nothing_ends_the_chains_with_one_line(bench, digits):
@@ -118,7 +123,8 @@ def test_a_storage_that_takes_nothing_ends_the_chains_with_one_line(bench, digit
 
 
 def checkpoints(storage, said):
-    return StoredCheckpoints.of(Summed(0), "data", storage, said.append)
+    """``said``: the notes alone."""
+    return StoredCheckpoints.of(Summed(0), "data", storage, lambda kept=False, note="": said.extend([note] if note else []))
 
 
 def filled(storage, said, count=4):
@@ -153,11 +159,18 @@ def test_a_segment_that_was_cut_off_is_left_out_and_that_is_said(storage, name):
     assert said == [f"1 of its 4 segments in {storage.where(kept.place)} are cut off or altered: it goes on after the 3 before"]
     resumed.keep({"added": np.array([7])}, {"sum": np.array([70.0])})
     assert [segment["added"].item() for segment in checkpoints(storage, said).read()[0]] == [0, 1, 2, 7]
+    assert len(said) == 1
 
 
 def test_a_chain_whose_first_segments_are_lost_begins_anew(storage):
     said = []
     kept = filled(storage, said)
     storage.write(f"{kept.place}/00001.safetensors", b"x")
-    assert checkpoints(storage, said).read() == ([], {})
-    assert said[0].endswith("it begins anew")
+    begun = checkpoints(storage, said)
+    assert begun.read() == ([], {})
+    assert said == [f"4 of its 4 segments in {storage.where(kept.place)} are cut off or altered: it begins anew"]
+    begun.keep({"added": np.array([5, 6])}, {"sum": np.array([11.0])})  # cut otherwise than before, and cut off again
+    (segment,), state = checkpoints(storage, said).read()
+    assert segment["added"].tolist() == [5, 6]
+    assert state["sum"].item() == 11
+    assert len(said) == 1

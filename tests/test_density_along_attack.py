@@ -1,8 +1,5 @@
 """The walks of the experiment, its tables with planted answers, and the whole job."""
 
-import os
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +7,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from mlflow.tracking import MlflowClient
 from torch.testing import assert_close
 
 from offmanifold.attacks import Linf, random_sign
@@ -218,39 +214,6 @@ def test_a_report_is_made_of_what_there_is(data, results):
 def test_a_bad_config_is_refused(bad, words):
     with pytest.raises(ValueError, match=words):
         experiment.Config(**bad)
-
-
-@pytest.mark.timeout(300)
-def test_the_job_builds_the_data_set_walks_and_leaves_every_figure_in_mlflow(tmp_path):
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    environment = kept | {"OFFMANIFOLD_STORAGE": str(tmp_path), "MLFLOW_TRACKING_URI": ""}
-    small = [
-        "--vae-images",
-        "300",
-        "--held-out-images",
-        "100",
-        "--vae-epochs",
-        "6",
-        "--hidden",
-        "64",
-        "32",
-        "--steps",
-        "3",
-        "--images",
-        "4",
-    ]
-    small += ["--repetitions", "1", "--epochs", "2", "--folder", str(tmp_path / "mine"), "--name", "tiny"]
-    command = [sys.executable, "jobs/density_along_attack.py", *small]
-    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "shards: 3 made, 0 found, 0 failed" in done.stdout
-    assert not done.stderr
-    (run,) = [run for run in MlflowClient(f"sqlite:///{tmp_path}/mlflow.db").search_runs(["1"]) if run.info.run_name == "tiny"]
-    files = {artifact.path for artifact in MlflowClient(f"sqlite:///{tmp_path}/mlflow.db").list_artifacts(run.info.run_id)}
-    drawn = {"figure_3_density_along_attack", "density_against_norm", "figure_14a_trajectories", "figure_14b_accuracy_against_density"}
-    assert {f"{name}.{ending}" for name in drawn for ending in ("png", "pdf", "parquet")} <= files
-    rows = pd.read_parquet(tmp_path / "runs" / "density_along_attack" / "tiny" / "rows.parquet")
-    assert len(rows) == 4 * (1 + 2 + 1) * 4
 
 
 def test_presets_name_the_paper_s_data_set():

@@ -9,6 +9,7 @@ import torch
 from scipy.stats import spearmanr
 
 from offmanifold.data import DataError
+from offmanifold.evaluation import robustness
 from offmanifold.experiments import attack_hmc, attack_hmc_report, bayesian_lenet, hmc_report, sample_hmc
 from offmanifold.inference import diagnostics, sampler, sgd
 from offmanifold.inference.hmc import POSTERIOR, Bayesian
@@ -68,14 +69,15 @@ def sampled_table(draws=40, warmup=10, steps=3, diverging=0, seed=0):
 
 
 def test_a_chain_s_figures_are_of_its_kept_draws():
-    row = diagnostics.of_chains([sampled_table(diverging=2)], max_tree_depth=2).iloc[0]
+    row = diagnostics.of_chains({7: sampled_table(diverging=2)}, max_tree_depth=2).iloc[0]
+    assert row["chain"] == 7
     assert (row["draws"], row["divergences"], row["saturated"], row["leapfrog_steps"]) == (40, 2, 1.0, 3)
     assert row["acceptance"] == pytest.approx(0.8)
     assert (row["potential"], row["potential_drift"]) == (6.0, 0.0)
     energy = sampled_table()["energy"][10:]
     assert row["bfmi"] == pytest.approx((np.diff(energy) ** 2).sum() / ((energy - energy.mean()) ** 2).sum(), rel=0.05)
-    assert np.isnan(diagnostics.of_chains([sampled_table()], None)["saturated"]).all()
-    assert diagnostics.of_chains([sampled_table()], 3)["saturated"].item() == 0
+    assert np.isnan(diagnostics.of_chains({0: sampled_table()}, None)["saturated"]).all()
+    assert diagnostics.of_chains({0: sampled_table()}, 3)["saturated"].item() == 0
 
 
 def planted(images=4):
@@ -85,13 +87,14 @@ def planted(images=4):
 
 
 def test_agreement_tells_chains_that_disagree():
-    found = diagnostics.agreement(*planted())
+    found = diagnostics.agreement(*planted(), [0, 3])
+    assert found["chain"].tolist() == [0, 3]
     assert found["accuracy"].tolist() == [1, 0]
     assert found["agrees"].tolist() == [0, 0]
     assert found["apart"].tolist() == pytest.approx([0.8, 0.8])
     assert found["negative_log_likelihood"].tolist() == pytest.approx([-np.log(0.9), -np.log(0.1)])
     assert found["mutual_information"].tolist() == pytest.approx([0, 0], abs=1e-6)
-    alone = diagnostics.agreement(planted()[0][:1], planted()[1])
+    alone = diagnostics.agreement(planted()[0][:1], planted()[1], [0])
     assert alone["agrees"].isna().all()
 
 
@@ -114,26 +117,35 @@ WELL = {"rhat": [1.0, 1.01], "ess_bulk": [900.0, 900.0], "ess_tail": [800.0, 900
         ({"rhat": [1.0, 1.2]}, {}, 400, "doubtful", "R-hat of log-probabilities is 1.10 in the median"),
         ({"rhat": [1.2, 1.3]}, {}, 400, "failed", "R-hat of log-probabilities is 1.25"),
         ({"rhat": [np.nan, np.nan]}, {}, 400, "failed", "R-hat cannot be computed"),
-        ({"ess_tail": [50.0, 60.0]}, {}, 400, "doubtful", "effective sample size 55"),
+        ({"ess_tail": [50.0, 60.0]}, {}, 400, "doubtful", "effective sample size 55 of 400 draws"),
         ({}, {"divergences": [1, 0, 0, 0]}, 400, "doubtful", "1 of 400 draws diverge"),
         ({}, {"divergences": [90, 0, 0, 0]}, 400, "failed", "90 of 400 draws diverge"),
         ({}, {"acceptance": [0.8, 0.8, 0.1, 0.8]}, 400, "failed", "chain 2 accepts 0.10 of its proposals"),
         ({}, {"bfmi": [0.9, 0.1, 0.9, 0.9]}, 400, "doubtful", "E-BFMI is 0.10"),
-        ({}, {"saturated": [0.0, 0.9, 0.0, 0.0]}, 400, "doubtful", "cut off by max_tree_depth"),
+        ({}, {"saturated": [0.0, 0.9, 0.0, 0.0]}, 400, "doubtful", "in a chain 90% of the trajectories are cut off by max_tree_depth"),
         ({}, {}, 390, "doubtful", "10 of 400 draws repeat the one before"),
+        ({}, {"saturated": [np.nan] * 4}, 330, "healthy", ""),  # plain HMC: each rejection repeats a draw
     ],
 )
 def test_the_verdict_names_what_is_wrong(functions, chains, unique, expected, reason):
     table = {"chain": range(4), "divergences": [0] * 4, "acceptance": [0.8] * 4, "bfmi": [1.0] * 4, "saturated": [0.1] * 4}
-    found = diagnostics.verdict(pd.DataFrame({**WELL, **functions}), pd.DataFrame({**table, **chains}), {"all": 400, "unique": unique})
+    found = diagnostics.verdict(
+        pd.DataFrame({**WELL, **functions}), pd.DataFrame({**table, **chains}), {"draws": 400, "unique": unique, "asked": 4}
+    )
     assert found.verdict == expected
     assert reason in str(found)
     assert len(found.reasons) == (expected != "healthy")
 
 
+def test_chains_that_are_left_of_more_are_a_selection():
+    three = pd.DataFrame({"chain": [0, 1, 3], "divergences": [0] * 3, "acceptance": [0.8] * 3, "bfmi": [1.0] * 3, "saturated": [0.0] * 3})
+    found = diagnostics.verdict(pd.DataFrame(WELL), three, {"draws": 400, "unique": 400, "asked": 4})
+    assert str(found) == "doubtful: 1 of 4 chains failed: those that are left are a selection"
+
+
 def test_one_chain_is_never_healthy():
     alone = pd.DataFrame({"chain": [0], "divergences": [0], "acceptance": [0.8], "bfmi": [1.0], "saturated": [0.0]})
-    assert str(diagnostics.verdict(pd.DataFrame(WELL), alone, {"all": 400, "unique": 400})).startswith("doubtful: one chain")
+    assert str(diagnostics.verdict(pd.DataFrame(WELL), alone, {"draws": 400, "unique": 400, "asked": 1})).startswith("doubtful: one chain")
 
 
 # the experiments
@@ -142,7 +154,8 @@ SAMPLING = sampler.Config(warmup=2, draws=4, max_tree_depth=2)
 CONFIG = bayesian_lenet.Config(hmc_images=60, chains=2, chain=Bayesian(sampling=SAMPLING))
 TRAINING = sgd.Config(epochs=3)
 SAMPLE = sample_hmc.Config(CONFIG, training=TRAINING, health_images=12, grid_points=7)
-ATTACK = attack_hmc.Config(CONFIG, training=TRAINING, members=2, repetitions=2, attacked_images=5, draws_a_step=(1, 3, 0), health_images=12)
+HOW = {"draws_a_step": (1, 3, 0), "members": 2, "repetitions": 2, "attacked_images": 5, "health_images": 12}
+ATTACK = attack_hmc.Config(CONFIG, training=TRAINING, **HOW)
 
 
 @pytest.fixture(scope="module")
@@ -176,7 +189,7 @@ def test_the_health_and_the_map_are_of_these_draws_and_the_report_says_so(known_
     posterior = bayesian_lenet.posterior(chains, list(sampled.values()), known_manifold, CPU)
     test = known_manifold.test.sample(12, 0, "health")
     log_probs = torch.stack([posterior.of_chain(index).log_probs(test.images) for index in range(2)])
-    assert judged.table["accuracy"].tolist() == diagnostics.agreement(log_probs, test.targets)["accuracy"].tolist()
+    assert judged.table["accuracy"].tolist() == diagnostics.agreement(log_probs, test.targets, [0, 1])["accuracy"].tolist()
     assert judged.arrays["functions"].shape == (36, 3)
     assert judged.arrays["information"][-1] == pytest.approx([8, mutual_information(log_probs.flatten(0, 1)).mean().item()], rel=1e-5)
 
@@ -197,6 +210,7 @@ def test_the_health_and_the_map_are_of_these_draws_and_the_report_says_so(known_
     assert set(report.figures) == {"health", "figure_4_grid", "figure_5_uncertainty", "figure_6_mi_against_density"}
     assert "Health of the chains: failed: " in str(report)
     assert [recipe_key(cell, known_manifold.fingerprint) in report.files[POSTERIOR] for cell in chains] == [True, True]
+    assert (report.tables["latent_map"]["verdict"] == "failed").all()
     without_maps = sample_hmc.summarise(SAMPLE, known_manifold, sampled, {health: judged}, {})
     assert set(without_maps.figures) == {"health"}
 
@@ -256,8 +270,13 @@ def attack_rows():
                     ("wrong", "changed", "confident", "predictive_entropy", "mutual_information", "zero_gradients"), share
                 )
                 about = {"repetition": repetition, "model": cell.model, "draws_a_step": cell.draws_a_step, "judged": cell.judged}
-                rows.append({**about, "judge_draws": 8, "epsilon": cell.epsilon, "perturbation": kind, **figures})
+                rows.append({**about, "verdict": "doubtful", "judge_draws": 8, "epsilon": cell.epsilon, "perturbation": kind, **figures})
     return pd.DataFrame(rows)
+
+
+def crosses(figure) -> int:
+    """The paper's figures that are drawn."""
+    return sum(line.get_marker() == "x" and len(line.get_xdata()) > 0 for axes in figure.axes for line in axes.lines)
 
 
 def test_table_1_stands_beside_the_papers_and_says_what_was_planted():
@@ -274,6 +293,8 @@ def test_table_1_stands_beside_the_papers_and_says_what_was_planted():
     assert len(report.tables["summary"]) == 2 * 8 * 3
     alone = attack_hmc_report.summarise(attack_rows().query("repetition == 0"), "planted", "healthy", as_reported=False)
     assert "paper" not in str(alone.shown)
+    assert crosses(report.figures["success"]) == 4
+    assert crosses(alone.figures["success"]) == 0
     assert alone.shown[next(iter(alone.shown))]["wrong"].iloc[0] == "0.50"
 
 
@@ -283,7 +304,8 @@ def test_table_1_stands_beside_the_papers_and_says_what_was_planted():
         (sample_hmc, {"posterior": replace(CONFIG, hmc_images=501)}, "hmc_images is 501, the data set has 500: raise train_images"),
         (sample_hmc, {"grid_points": 2}, "grid_points must be at least 3"),
         (sample_hmc, {"health_images": 1}, "health_images must be at least 2"),
-        (attack_hmc, {"draws_a_step": (9,)}, "draws_a_step must be from 1 to the posterior's 8, or 0 for all"),
+        (attack_hmc, {"draws_a_step": (5,)}, "draws_a_step must be from 1 to the 4 draws of half of the posterior"),
+        (attack_hmc, {"judging": robustness.Config(judge_draws=50)}, "judge_draws cannot be set here"),
         (attack_hmc, {"epsilons": (0.1, 0.1)}, "epsilons must be named once each"),
         (attack_hmc, {"epsilons": (2.0,)}, "epsilon 2 is outside"),
         (attack_hmc, {"repetitions": 30}, "30 repetitions of 5 images need 150 test images; test_images is 100"),
@@ -298,6 +320,8 @@ def test_a_bad_config_is_refused(experiment, bad, words):
 def test_a_bad_posterior_is_refused(digits):
     with pytest.raises(ValueError, match="dataset 'cifar' is unknown; there are: manifold_mnist, digits, mnist"):
         bayesian_lenet.Config(dataset="cifar")
+    with pytest.raises(ValueError, match="draws must be at least 4, not 3: R-hat"):
+        bayesian_lenet.Config(chain=Bayesian(sampling=sampler.Config(draws=3)))
     with pytest.raises(ValueError, match="chains must be at least 1"):
         bayesian_lenet.Config(chains=0)
     with pytest.raises(DataError, match=r"digits has 1,397 images to train and validate on, hmc_images is 2,000"):

@@ -70,11 +70,14 @@ class Config:
             if not 0 < epsilon <= 1:
                 raise ValueError(f"epsilon {epsilon:g} is outside (0, 1]: it is in units of a pixel's range")
             self.judging.check(epsilon)
-        held = self.posterior.chains * self.posterior.chain.sampling.draws
-        if min(self.draws_a_step) < 0 or max(self.draws_a_step) > held:
-            raise ValueError(f"draws_a_step must be from 1 to the posterior's {held}, or 0 for all of them: not {self.draws_a_step}")
-        if held < 2:
-            raise ValueError("the posterior has one draw; judging on draws that the attack never saw needs two")
+        chains, draws = self.posterior.chains, self.posterior.chain.sampling.draws
+        half = chains // 2 * draws if chains > 1 else draws // 2
+        if min(self.draws_a_step) < 0 or max(self.draws_a_step) > half:
+            of = f"the {half} draws of half of the posterior (the other half judges)"
+            raise ValueError(f"draws_a_step must be from 1 to {of}, or 0 for all of them: not {self.draws_a_step}")
+        for name in ("attack_draws", "fresh_draws", "judge_draws"):
+            if getattr(self.judging, name) != getattr(robustness.Config(), name):
+                raise ValueError(f"{name} cannot be set here: draws_a_step says what is attacked, and all draws of a side judge")
         if self.posterior.on_manifold and self.repetitions * self.attacked_images > self.data.test_images:
             raise ValueError(
                 f"{self.repetitions} repetitions of {self.attacked_images} images need {self.repetitions * self.attacked_images} test "
@@ -83,7 +86,7 @@ class Config:
 
 
 PRESETS: dict[str, Config] = {
-    "quick": Config(sample_hmc.QUICK),
+    "quick": Config(sample_hmc.QUICK, draws_a_step=(1, 5, ALL)),
     "laptop": Config(sample_hmc.LAPTOP, manifold.LAPTOP, members=4, repetitions=5, attacked_images=200, health_images=200),
     "paper": Config(sample_hmc.PAPER, manifold.LAPTOP, members=4, repetitions=5, attacked_images=200, health_images=500),
 }
@@ -141,7 +144,7 @@ def networks(config: Config) -> list[Network]:
 
 def health(config: Config, of: Iterable[Chain]) -> list[sample_hmc.Health]:
     """Of the chains that there are: the verdict goes with every figure made from them."""
-    return [sample_hmc.Health(tuple(of), config.health_images, config.seed)]
+    return [sample_hmc.Health(tuple(of), config.posterior.chains, config.health_images, config.seed)]
 
 
 def attacked(config: Config, of: Iterable[Chain]) -> list[Attacked]:
@@ -197,9 +200,8 @@ def _posterior(cell: Attacked, inputs: Sequence[Result], data: Images, device: t
     posterior = bayesian_lenet.posterior([chain for chain in cell.of if isinstance(chain, Chain)], inputs, data, device)
     if cell.judged == "all":
         return Undivided(posterior), cell.draws_a_step or len(posterior), len(posterior)
-    sides = posterior.split(0)
-    smaller = min(map(len, sides))
-    return posterior, min(cell.draws_a_step or len(sides[0]), len(sides[0])), smaller
+    attacked, judging = posterior.split(0)
+    return posterior, cell.draws_a_step or len(attacked), min(len(attacked), len(judging))
 
 
 def _images(cell: Attacked, data: Images) -> Dataset:
@@ -211,9 +213,8 @@ def _images(cell: Attacked, data: Images) -> Dataset:
 def summarise(config: Config, of: Sized, judged: Mapping[sample_hmc.Health, Result], results: Mapping[Attacked, Result]) -> Report:
     """Table 1 beside the paper's, the stronger attacks, the figure, and what they say; the chains' verdict with all of it."""
     rows = pd.concat([result.table for result in results.values()], ignore_index=True)
-    verdict = next((result.table["verdict"].iloc[0] for result in judged.values()), "not judged")
-    reasons = next((result.table["reasons"].iloc[0] for result in judged.values()), "")
-    rows = rows.assign(verdict=verdict)
+    table = next((result.table for result in judged.values()), pd.DataFrame({"verdict": ["not judged"], "health": ["not judged"]}))
+    verdict, said = table[["verdict", "health"]].iloc[0]
     posterior, images = config.posterior, f"{config.repetitions} x {config.attacked_images} images"
-    what = f"{bayesian_lenet.of_what(posterior, config.data, of)}; {images}"
-    return report.summarise(rows, what, f"{verdict}{': ' if reasons else ''}{reasons}", posterior.on_manifold)
+    what = f"{bayesian_lenet.of_what(posterior, config.data, of)}; {images}; the chains are {verdict}"
+    return report.summarise(rows.assign(verdict=verdict), what, str(said), posterior.on_manifold)

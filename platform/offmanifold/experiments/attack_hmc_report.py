@@ -34,12 +34,13 @@ def summarise(rows: pd.DataFrame, what: str, health: str, as_reported: bool) -> 
             "changed: it differs from the clean image's; confident: changed, with p > 0.9.",
             "noise: random signs at epsilon; H: mean predictive entropy in nats. draws a step: posterior draws at a gradient step, fresh "
             "at each; all: the whole posterior's -log mean p.",
-            "judged on all: also on the draws that were attacked, as in the paper; on unseen: on chains that the attack never saw.",
+            "judged on all: also on the draws that were attacked, as in the paper; on unseen: on chains that the attack never saw. In "
+            "brackets: draws that judge; MI of fewer is lower.",
             f"Health of the chains: {health}.",
         ],
         conclusion=conclusion(table),
         tables={"rows": rows, "summary": table},
-        figures={"success": success(table, what, health)} if len(table) else {},
+        figures={"success": success(table, what, as_reported)} if len(table) else {},
         metrics=[
             Metric(f"{figure}/{name(row)}.{row['perturbation']}", row[figure], round(10_000 * row["epsilon"]))
             for row in table.to_dict("records")
@@ -60,7 +61,9 @@ def over_repetitions(rows: pd.DataFrame) -> pd.DataFrame:
     figures = [column for column in rows.select_dtypes("number") if column not in (*KEYS, "repetition")]
     grouped = rows.groupby(KEYS, sort=False)[figures]
     count = rows.groupby(KEYS, sort=False).size().rename("repetitions")
-    return pd.concat([grouped.mean(), grouped.std().add_suffix("_std"), count], axis=1).reset_index()
+    return (
+        pd.concat([grouped.mean(), grouped.std().add_suffix("_std"), count], axis=1).reset_index().assign(verdict=rows["verdict"].iloc[0])
+    )
 
 
 def name(row: dict[str, Any]) -> str:
@@ -78,7 +81,7 @@ def paper_table(table: pd.DataFrame, as_reported: bool) -> pd.DataFrame:
             {
                 "model": MODELS[model],
                 "eps": f"{epsilon:g}",
-                "accuracy": _spread(clean.to_dict() | {"wrong": 1 - clean["wrong"]}, "wrong", 3),
+                "accuracy": _accuracy(clean),
                 "wrong": _spread(attack, "wrong"),
                 "noise wrong": _spread(noise, "wrong"),
                 "H": _spread(attack, "predictive_entropy"),
@@ -101,15 +104,17 @@ def stronger_table(table: pd.DataFrame) -> pd.DataFrame:
     lines = []
     for (epsilon, draws, judged), group in table.groupby(["epsilon", "draws_a_step", "judged"], sort=False):
         of = group.set_index("perturbation")
-        attack, noise = of.loc["mim"], of.loc[NOISE]
+        attack, noise, clean = of.loc["mim"], of.loc[NOISE], of.loc[NO_PERTURBATION]
         lines.append(
             {
                 "eps": f"{epsilon:g}",
                 "draws a step": f"{draws or 'all'}",
                 "judged on": f"{judged} ({attack['judge_draws']:.0f})",
+                "accuracy": _accuracy(clean),
                 "wrong": _spread(attack, "wrong"),
                 "noise wrong": _spread(noise, "wrong"),
                 "changed": _spread(attack, "changed"),
+                "noise changed": _spread(noise, "changed"),
                 "confident": _spread(attack, "confident"),
                 "H": _spread(attack, "predictive_entropy"),
                 "MI": _spread(attack, "mutual_information", 3),
@@ -133,7 +138,7 @@ def conclusion(table: pd.DataFrame) -> list[str]:
     return sentences
 
 
-def success(table: pd.DataFrame, what: str, health: str) -> Figure:
+def success(table: pd.DataFrame, what: str, as_reported: bool) -> Figure:
     """A panel for each epsilon: share of images that are wrong, changed and confidently changed under MIM, noise as a line."""
     epsilons = list(dict.fromkeys(table["epsilon"]))
     figure = Figure(figsize=(7 * len(epsilons), 5.2), layout="constrained")
@@ -147,13 +152,19 @@ def success(table: pd.DataFrame, what: str, health: str) -> Figure:
             axes.hlines(noise[column], at - 0.12, at + 0.12, color="black", linewidth=1.6)
             for position, row in zip(at, attacks.to_dict("records"), strict=True):
                 paper = HMC_ROBUSTNESS.get((row["model"], epsilon), {}).get("wrong")
-                if column == "wrong" and paper and (row["model"] != "hmc" or (row["draws_a_step"], row["judged"]) == (1, "all")):
+                if (
+                    as_reported
+                    and column == "wrong"
+                    and paper
+                    and (row["model"] != "hmc" or (row["draws_a_step"], row["judged"]) == (1, "all"))
+                ):
                     axes.plot(position, paper.value, "x", color="black", markersize=7)
         axes.set_xticks(attacks.index, [_label(row) for row in attacks.to_dict("records")], fontsize=7)
         axes.set(title=f"epsilon {epsilon:g}", ylim=(0, 1.02))
         axes.grid(alpha=0.3, axis="y")
     figure.axes[0].set_ylabel("share of images")
-    figure.axes[0].plot([], [], "x", color="black", label=f"wrong, {GS_TABLE_1}")
+    if as_reported:
+        figure.axes[0].plot([], [], "x", color="black", label=f"wrong, {GS_TABLE_1}")
     figure.axes[0].legend(fontsize=8)
     return figure
 
@@ -162,6 +173,10 @@ def _label(row: dict[str, Any]) -> str:
     if row["model"] != "hmc":
         return MODELS[row["model"]].replace(" ", "\n")
     return f"HMC\n{row['draws_a_step'] or 'all'} a step\n{row['judged']}"
+
+
+def _accuracy(clean: Any) -> str:
+    return _spread({"accuracy": 1 - clean["wrong"], "accuracy_std": clean["wrong_std"]}, "accuracy", 3)
 
 
 def _spread(row: Any, column: str, digits: int = 2) -> str:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence, Sized
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+import numpy as np
 import pandas as pd
 import torch
 
@@ -44,6 +45,9 @@ class Config:
         for name in ("hmc_images", "chains"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+
+        if self.chain.sampling.draws < 4:
+            raise ValueError(f"draws must be at least 4, not {self.chain.sampling.draws}: R-hat compares halves of a chain")
 
     @property
     def on_manifold(self) -> bool:
@@ -133,7 +137,7 @@ def sample(
 ) -> Result:
     """The chain's draws, weights (draws, dimension), and a row a draw of what the sampler says, the warm-up first."""
     training, _ = split(given, cell.images, cell.seed)
-    sampled = hmc.sample(training, cell.config, derive(cell.seed, "chain", cell.index), progress, checkpoints)
+    sampled = hmc.sample(training, cell.config, derive(cell.seed, "chain", cell.index), progress, checkpoints, device)
     kept = sampled.table[~sampled.table["warmup"]]
     metrics = {name: float(kept[name].mean()) for name in ("acceptance", "leapfrog_steps", "step_size")}
     return Result(sampled.table, {"draws": sampled.draws}, metrics | {"divergences": float(kept["diverging"].sum())})
@@ -154,7 +158,7 @@ def split(given: Images, images: int, seed: int) -> tuple[Dataset, Dataset]:
     if isinstance(given, manifold_mnist.ManifoldMnist):
         return given.train.sample(images, seed, "hmc"), given.validation
     drawn = given.pool.sample(min(images + VALIDATION_IMAGES, len(given.pool)), seed, "hmc")
-    rows = torch.arange(len(drawn)).numpy()
+    rows = np.arange(len(drawn))
     return drawn.take(rows[:images]), drawn.take(rows[images:])
 
 

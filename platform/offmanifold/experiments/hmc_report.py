@@ -47,7 +47,6 @@ def with_health(report: Report, result: Result, chains: Mapping[str, pd.DataFram
     table = result.table
     functions = pd.DataFrame(result.arrays["functions"], columns=["rhat", "ess_bulk", "ess_tail"])
     information = pd.DataFrame(result.arrays["information"], columns=["draws", "mutual_information"])
-    verdict, reasons = table[["verdict", "reasons"]].iloc[0]
     total, unique = int(table["draws"].sum()), int(table["unique_draws"].iloc[0])
     return replace(
         report,
@@ -61,7 +60,7 @@ def with_health(report: Report, result: Result, chains: Mapping[str, pd.DataFram
             f"Mean MI of test images: {information['mutual_information'].iloc[0]:.4f} nats of {information['draws'].iloc[0]:.0f} draws, "
             f"{information['mutual_information'].iloc[-1]:.4f} of {information['draws'].iloc[-1]:.0f}.",
         ],
-        conclusion=[f"Health of the chains: {verdict}{': ' if reasons else ''}{reasons}."],
+        conclusion=[f"Health of the chains: {table['health'].iloc[0]}."],
         tables={**report.tables, "chains": table, "functions": functions, "information_against_draws": information},
         figures={"health": hmc_figures.health_page(chains, table, functions, result.arrays["weights"], information, what)},
         metrics=[Metric("mi_of_draws", row.mutual_information, int(row.draws)) for row in information.itertuples()],
@@ -74,9 +73,10 @@ def with_health(report: Report, result: Result, chains: Mapping[str, pd.DataFram
 
 
 def with_maps(report: Report, data: ManifoldMnist, table: pd.DataFrame, what: str) -> Report:
-    """Figures 4 to 6, and what they say of density."""
-    rho, latents, names = correlation(table), hmc_figures.latents_table(data), data.test.class_names
-    shown = rho.copy()
+    """Figures 4 to 6, and what they say of density. ``table``: of the grid, with the chains' ``verdict``."""
+    rho = correlation(table).assign(verdict=table["verdict"].iloc[0])
+    latents, names = hmc_figures.latents_table(data), data.test.class_names
+    shown = rho.drop(columns="verdict")
     for name in ("spearman", "chains_mean", "chains_low", "chains_high"):
         shown[name] = [f"{value:.3f}" if np.isfinite(value) else "" for value in rho[name]]
     of_mi = rho.set_index("of").loc["HMC MI"]
@@ -118,7 +118,7 @@ def _shown(table: pd.DataFrame) -> pd.DataFrame:
         "agrees": ".3f",
         "apart": ".4f",
     }
-    shown = table.drop(columns=["verdict", "reasons", "unique_draws"])
+    shown = table.drop(columns=["verdict", "reasons", "health", "unique_draws"])
     for name, form in formats.items():
         shown[name] = [f"{value:{form}}" if np.isfinite(value) else "n/a" for value in table[name]]
     return shown.rename(columns={"negative_log_likelihood": "-log p", "mutual_information": "MI", "leapfrog_steps": "leapfrog"})

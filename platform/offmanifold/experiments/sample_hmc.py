@@ -75,6 +75,9 @@ class Health:
     name: ClassVar[str] = "health"
 
     chains: tuple[Chain, ...]
+    """Those that there are."""
+    asked: int
+    """Chains that were asked for."""
     images: int
     seed: int
 
@@ -116,7 +119,7 @@ def networks(config: Config) -> list[Network]:
 
 def health(config: Config, of: Iterable[Chain]) -> list[Health]:
     """Of the chains that there are, together."""
-    return [Health(tuple(of), config.health_images, config.seed)]
+    return [Health(tuple(of), config.posterior.chains, config.health_images, config.seed)]
 
 
 def mapped(config: Config, of: Iterable[Chain]) -> list[Mapped]:
@@ -138,11 +141,12 @@ def judge(cell: Health, data: Images, inputs: Sequence[Result], device: torch.de
     in_weights = diagnostics.convergence(np.stack([chain[:, shown] for chain in posterior.chains]))
     sampling = cell.chains[0].config.sampling
     depth = sampling.max_tree_depth if sampling.kernel == "nuts" else None
-    of_chains = diagnostics.of_chains([result.table for result in inputs], depth)
-    counts = {"all": len(posterior), "unique": diagnostics.unique_draws(posterior.chains)}
+    numbers = [chain.index for chain in cell.chains]
+    of_chains = diagnostics.of_chains(dict(zip(numbers, (result.table for result in inputs), strict=True)), depth)
+    counts = {"draws": len(posterior), "unique": diagnostics.unique_draws(posterior.chains), "asked": cell.asked}
     found = diagnostics.verdict(functions, of_chains, counts)
-    table = of_chains.merge(diagnostics.agreement(log_probs, test.targets), on="chain")
-    table = table.assign(verdict=found.verdict, reasons="; ".join(found.reasons), unique_draws=counts["unique"])
+    table = of_chains.merge(diagnostics.agreement(log_probs, test.targets, numbers), on="chain")
+    table = table.assign(verdict=found.verdict, reasons="; ".join(found.reasons), health=str(found), unique_draws=counts["unique"])
     information = diagnostics.information_against_draws(log_probs)
     arrays = {
         "functions": functions.to_numpy(),
@@ -181,7 +185,7 @@ def map_latents(cell: Mapped, data: ManifoldMnist, inputs: Sequence[Result], dev
         images = torch.cat([data.manifold.decode(chunk) for chunk in z.split(AT_ONCE)]).to(device)
     table = pd.DataFrame({"latent_0": z[:, 0], "latent_1": z[:, 1], "log_density": data.density.log_prob(z)})
     asked: dict[str, Predictive] = {"all": posterior.draw(len(posterior), 0), "deterministic": plain.draw(1, 0)}
-    asked |= {f"chain_{index}": posterior.of_chain(index) for index in range(len(of))}
+    asked |= {f"chain_{chain.index}": posterior.of_chain(place) for place, chain in enumerate(of)}
     for step, (name, predictive) in enumerate(asked.items()):
         said = answers(predictive, images, AT_ONCE)
         table[f"mi_of_{name}"] = said.measures["mutual_information"].numpy()
@@ -200,6 +204,7 @@ def summarise(
 ) -> Report:
     """The health report, and on Manifold MNIST figures 4 to 6 with what they say; the posterior's whereabouts as a file."""
     what = bayesian_lenet.of_what(config.posterior, config.data, sampled)
+    verdict = next((str(result.table["verdict"].iloc[0]) for result in judged.values()), "not judged")
     chains = {cell.name: result.table for cell, result in sampled.items()}
     report = Report({}, [], [], {"draws": pd.concat([table.assign(chain=name) for name, table in chains.items()])}, {}, [], {}, COLUMNS)
     for result in judged.values():
@@ -207,7 +212,7 @@ def summarise(
         where = _whereabouts(config, data, list(sampled), result.table[["verdict", "reasons"]].iloc[0])
         report = replace(report, files={POSTERIOR: json.dumps(where, indent=1)})
     for result in maps.values():
-        report = hmc_report.with_maps(report, data, result.table, what)
+        report = hmc_report.with_maps(report, data, result.table.assign(verdict=verdict), f"{what}; the chains are {verdict}")
     return report
 
 
@@ -219,5 +224,5 @@ def _whereabouts(config: Config, data: Images, sampled: Sequence[Chain], health:
         "data": {"name": data.name, "fingerprint": data.fingerprint},
         "health": dict(health),
         "config": asdict(config.posterior),
-        "chains": [f"../../../recipes/{recipe_key(cell, data.fingerprint)}/arrays.safetensors" for cell in sampled],
+        "chains": [f"../../../recipes/{recipe_key(cell, data.fingerprint)}" for cell in sampled],
     }

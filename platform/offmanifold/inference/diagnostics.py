@@ -69,15 +69,15 @@ def convergence(values: NDArray[Any]) -> pd.DataFrame:
     return table
 
 
-def of_chains(tables: Sequence[pd.DataFrame], max_tree_depth: int | None) -> pd.DataFrame:
-    """A row a chain, from what the sampler said of each draw (``sampler.Chain.table``), the warm-up left out.
+def of_chains(tables: Mapping[int, pd.DataFrame], max_tree_depth: int | None) -> pd.DataFrame:
+    """A row a chain, from its number and what the sampler said of each draw (``sampler.Chain.table``), the warm-up left out.
 
     saturated: share of draws whose trajectory was cut off by the largest tree (None: the kernel has no trees).
     """
     from arviz_stats.base.array import array_stats
 
     rows = []
-    for index, table in enumerate(tables):
+    for index, table in tables.items():
         kept = table[~table["warmup"]]
         saturated = np.nan if max_tree_depth is None else float((kept["leapfrog_steps"] >= 2**max_tree_depth - 1).mean())
         enough = len(kept) > 1 and np.ptp(kept["energy"]) > 0
@@ -98,8 +98,8 @@ def of_chains(tables: Sequence[pd.DataFrame], max_tree_depth: int | None) -> pd.
     return pd.DataFrame(rows)
 
 
-def agreement(log_probs: Tensor, labels: Tensor) -> pd.DataFrame:
-    """(chains, draws, images, classes) and the truth (images,) -> a row a chain: accuracy, -log p, MI, and how it differs from the others.
+def agreement(log_probs: Tensor, labels: Tensor, numbers: Sequence[int]) -> pd.DataFrame:
+    """(chains, draws, images, classes), the truth (images,) and the chains' numbers -> a row a chain: accuracy, -log p, MI, and more.
 
     agrees: share of images to which it and the other chains together give one label; apart: mean total variation distance from them.
     """
@@ -107,7 +107,7 @@ def agreement(log_probs: Tensor, labels: Tensor) -> pd.DataFrame:
     rows = []
     for index, mean in enumerate(means):
         row = {
-            "chain": index,
+            "chain": numbers[index],
             "accuracy": (mean.argmax(dim=1) == labels).double().mean().item(),
             "negative_log_likelihood": -mean.gather(1, labels[:, None]).mean().item(),
             "mutual_information": mutual_information(log_probs[index]).mean().item(),
@@ -135,31 +135,38 @@ def unique_draws(chains: Sequence[NDArray[Any]]) -> int:
 
 
 def verdict(functions: pd.DataFrame, chains: pd.DataFrame, counts: Mapping[str, int]) -> Health:
-    """From ``convergence`` of log-probabilities, ``of_chains``, and how many draws there are and are different (``all``, ``unique``)."""
+    """From ``convergence`` of log-probabilities, ``of_chains``, and counts.
+
+    Counts: draws there are, and are different (``draws``, ``unique``); chains that were ``asked`` for. NUTS hardly ever repeats a draw; for
+    plain HMC, which repeats one with each rejection, the table has no trees (``saturated`` is NaN) and repeats are not judged.
+    """
     failed: list[str] = []
     doubtful: list[str] = []
     (middle, high), ess = functions["rhat"].quantile([0.5, 0.95]), functions[["ess_bulk", "ess_tail"]].min(axis=1).median()
     needed = ESS_PER_CHAIN * len(chains)
-    diverging = chains["divergences"].sum() / counts["all"]
+    diverging = chains["divergences"].sum() / counts["draws"]
     if not np.isfinite(high):
         failed.append("R-hat cannot be computed: too few draws, or functions that never change")
     elif high > RHAT_HEALTHY or middle > RHAT_FAILED:
         words = f"R-hat of log-probabilities is {middle:.2f} in the median and {high:.2f} at the 95 % quantile"
         (failed if middle > RHAT_FAILED else doubtful).append(f"{words} ({RHAT_FAILED} and {RHAT_HEALTHY} are asked)")
     if not ess >= needed:
-        doubtful.append(f"effective sample size {ess:.0f} (median over log-probabilities), {needed} is asked")
+        of_draws = f"{ess:.0f} of {counts['draws']} draws"
+        doubtful.append(f"effective sample size {of_draws} (median over log-probabilities), {needed} is asked")
+    if counts["asked"] > len(chains):
+        doubtful.append(f"{counts['asked'] - len(chains)} of {counts['asked']} chains failed: those that are left are a selection")
     if len(chains) == 1:
         doubtful.append("one chain: no other to compare it with")
     if diverging:
-        (failed if diverging > DIVERGING_FAILED else doubtful).append(f"{chains['divergences'].sum()} of {counts['all']} draws diverge")
+        (failed if diverging > DIVERGING_FAILED else doubtful).append(f"{chains['divergences'].sum()} of {counts['draws']} draws diverge")
     if (stuck := chains["acceptance"] < STUCK).any():
         failed.append(f"chain {chains.loc[stuck, 'chain'].iloc[0]} accepts {chains['acceptance'].min():.2f} of its proposals")
     if (chains["bfmi"] < BFMI_LOW).any():
         doubtful.append(f"E-BFMI is {chains['bfmi'].min():.2f} ({BFMI_LOW} is asked), the energy is explored slowly")
     if (chains["saturated"] > 0.5).any():
-        doubtful.append(f"{chains['saturated'].mean():.0%} of the trajectories are cut off by max_tree_depth")
-    if counts["unique"] < counts["all"]:
-        doubtful.append(f"{counts['all'] - counts['unique']} of {counts['all']} draws repeat the one before")
+        doubtful.append(f"in a chain {chains['saturated'].max():.0%} of the trajectories are cut off by max_tree_depth")
+    if counts["unique"] < counts["draws"] and chains["saturated"].notna().all():
+        doubtful.append(f"{counts['draws'] - counts['unique']} of {counts['draws']} draws repeat the one before")
     return Health(FAILED if failed else DOUBTFUL if doubtful else HEALTHY, (*failed, *doubtful))
 
 

@@ -3,6 +3,7 @@
 Full batch: the log-likelihood is the sum over all training images. JAX is imported when a chain is sampled, not when its draws are used.
 """
 
+import hashlib
 import json
 import os
 from collections.abc import Sequence
@@ -78,6 +79,8 @@ class Hmc:
     chains: Sequence[NDArray[np.float32]] = field(repr=False)
     """Weights (draws, dimension) of each chain, in the order of the torch network's parameters."""
     device: torch.device = torch.device("cpu")
+    health: str = "not judged"
+    """The verdict on the chains, and why."""
     _built: dict[tuple[int, int], nn.Sequential] = field(default_factory=dict, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -150,28 +153,57 @@ def fit(
     progress: Progress = silent,
 ) -> Hmc:
     """Samples chain after chain on the training images (the jobs sample them side by side); the validation images are not used."""
-    chains = [sample(data[0], config.chain, derive(seed, "chain", index), progress).draws for index in range(config.chains)]
+    chains = [sample(data[0], config.chain, derive(seed, "chain", index), progress, device=device).draws for index in range(config.chains)]
     return Hmc(config.chain.network, len(data[0].class_names), chains, device)
 
 
 def sample(
-    data: Dataset, config: Bayesian, seed: int, progress: Progress = silent, checkpoints: Checkpoints | None = None
+    data: Dataset,
+    config: Bayesian,
+    seed: int,
+    progress: Progress = silent,
+    checkpoints: Checkpoints | None = None,
+    device: torch.device = torch.device("cpu"),
 ) -> sampler.Chain:
     """One chain of the posterior given these images; its draws are weights (draws, dimension). See ``nuts.sample``.
 
-    It starts at a draw from the prior, so chains of different seeds are over-dispersed.
+    It starts at a draw from the prior, so chains of different seeds are over-dispersed. JAX chooses its device; where it sees no GPU but
+    ``device`` is one: ``SamplingFailed``.
     """
+    import jax
+
     from offmanifold.inference import nuts
     from offmanifold.inference.log_joint import target
 
+    if device.type == "cuda" and jax.default_backend() == "cpu":
+        raise sampler.SamplingFailed(
+            'the chain was given a GPU, but JAX is installed without: pip install "offmanifold[gpu]", or give none'
+        )
     return nuts.sample(target(config, data), config.sampling, seed % 2**32, progress, checkpoints)
 
 
 def load(root: str) -> Hmc:
-    """The posterior that a run of ``sample_hmc`` left: its folder, or ``s3://bucket/prefix``; ``DataError`` where there is none."""
-    about = json.loads(_read(f"{root.rstrip('/')}/{POSTERIOR}"))
-    chains = [load_arrays(_read(f"{root.rstrip('/')}/{chain}"))["draws"] for chain in about["chains"]]
-    return Hmc(lenet.Config(about["architecture"], 0.0, 0.0), len(about["class_names"]), chains)
+    """The posterior that a run of ``sample_hmc`` left: its folder, or ``s3://bucket/prefix``.
+
+    ``DataError`` where there is none, or where a chain's draws are not what was written.
+    """
+    root = root.rstrip("/")
+    try:
+        about = json.loads(_read(f"{root}/{POSTERIOR}"))
+        chains = [_draws(f"{root}/{folder}") for folder in about["chains"]]
+        network, health = lenet.Config(about["architecture"], 0.0, 0.0), f"{about['health']['verdict']}: {about['health']['reasons']}"
+        return Hmc(network, len(about["class_names"]), chains, health=health.removesuffix(": "))
+    except (KeyError, TypeError, ValueError) as error:
+        raise DataError(f"{root} holds no posterior that can be read ({error}); name the folder of a run of sample_hmc") from error
+
+
+def _draws(folder: str) -> NDArray[np.float32]:
+    """Of a stored chain, by what its manifest says of them."""
+    content, manifest = _read(f"{folder}/arrays.safetensors"), json.loads(_read(f"{folder}/manifest.json"))
+    if hashlib.sha256(content).hexdigest() != manifest["files"]["arrays.safetensors"]["sha256"]:
+        raise DataError(f"{folder}/arrays.safetensors is not what was written; the job that sampled it makes it again")
+    draws: NDArray[np.float32] = load_arrays(content)["draws"]
+    return draws
 
 
 def _read(path: str) -> bytes:
@@ -183,4 +215,4 @@ def _read(path: str) -> bytes:
             content: bytes = stream.readall()
             return content
     except OSError as error:
-        raise DataError(f"{path} cannot be read ({error}): name the folder of a run of sample_hmc, as it printed it") from error
+        raise DataError(f"{path} cannot be read ({error}); name the folder of a run of sample_hmc, as it printed it") from error

@@ -84,29 +84,30 @@ def sample(
             progress(kernel.iteration, *_news(config, segments, kernel.iteration, seconds))
             longest = max(config.longest, segment["leapfrog_steps"].max())  # early trajectories may be of one step
             count = max(1, round(segment_seconds * segment["leapfrog_steps"].sum() / (seconds * longest)))
-    joined = {name: np.concatenate([segment[name] for segment in segments]) for name in segments[0]}
+    joined = {name: np.concatenate([segment[name] for segment in segments]) for name in ("draws", *STATISTICS)}
     draws = target.weights(joined.pop("draws"))
     table = pd.DataFrame({"iteration": np.arange(config.iterations), "warmup": np.arange(config.iterations) < config.warmup, **joined})
     return Chain(draws, table)
 
 
 def _news(config: Config, segments: list[dict[str, Any]], iteration: int, seconds: float) -> tuple[dict[str, float], str]:
-    """The last segment's figures, and the same in words."""
+    """The last segment's figures, and the same in words; divergences of the warm-up, then of the kept draws."""
     last, warming = segments[-1], iteration <= config.warmup
-    divergences = sum(int(segment["diverging"].sum()) for segment in segments)
+    diverging = np.concatenate([segment["diverging"] for segment in segments])
+    divergences = int(diverging.sum() if warming else diverging[config.warmup :].sum())
     left = seconds / len(last["acceptance"]) * (config.iterations - iteration)
     figures = {
-        "draws": float(max(0, iteration - config.warmup)),
-        "leapfrog_per_second": float(last["leapfrog_steps"].sum() / seconds),
-        "acceptance": float(last["acceptance"].mean()),
-        "step_size": float(last["step_size"][-1]),
-        "divergences": float(divergences),
-        "potential": float(last["potential"][-1]),
+        "live/draws": float(max(0, iteration - config.warmup)),
+        "live/leapfrog_per_second": float(last["leapfrog_steps"].sum() / seconds),
+        "live/acceptance": float(last["acceptance"].mean()),
+        "live/step_size": float(last["step_size"][-1]),
+        "live/divergences": float(divergences),
+        "live/potential": float(last["potential"][-1]),
     }
     done = f"warm-up {iteration}/{config.warmup}" if warming else f"draw {iteration - config.warmup}/{config.draws}"
     words = (
-        f"{done}, {figures['leapfrog_per_second']:.1f} leapfrog/s, acceptance {figures['acceptance']:.2f}, "
-        f"step size {figures['step_size']:.2g}, {divergences} divergences, about {duration(left)} left"
+        f"{done}, {figures['live/leapfrog_per_second']:.1f} leapfrog/s, acceptance {figures['live/acceptance']:.2f}, "
+        f"step size {figures['live/step_size']:.2g}, {divergences} divergences, about {duration(left)} left"
     )
     return figures, words
 
@@ -138,7 +139,7 @@ class _Kernel:
         )
         if not (jnp.isfinite(self.current.potential_energy) and jnp.isfinite(self.current.z_grad).all()):
             raise SamplingFailed(target.explain(position))
-        # NumPyro would begin the step size anew when a tenth of the warm-up is left, for a mass matrix that is not adapted here
+        # NumPyro would begin the step size anew before the last part of the warm-up, for a mass matrix that is not adapted here
         last_window = jnp.full_like(self.current.adapt_state.window_idx, len(build_adaptation_schedule(config.warmup)) - 1)
         self.current = self.current._replace(adapt_state=self.current.adapt_state._replace(window_idx=last_window))
         self.room = max(1, min(256, ROOM // len(position)))

@@ -26,6 +26,8 @@ def restore(network: Network, arrays: Mapping[str, NDArray[Any]], device: torch.
 def from_vector(network: Network, vector: NDArray[Any], device: torch.device = torch.device("cpu")) -> Network:
     """The network with the weights of this vector (dimension,), in the order of its parameters; otherwise as ``restore`` gives it.
 
+    On the CPU it has no copy of its dense layers' weights, but looks at the vector.
+
     ``ValueError`` where the vector is another network's.
     """
     there = {name: tuple(value.shape) for name, value in network.state_dict().items()}
@@ -33,7 +35,10 @@ def from_vector(network: Network, vector: NDArray[Any], device: torch.device = t
     if vector.shape != (sum(sizes),):
         raise ValueError(f"the weights are of another network: {len(vector):,} numbers, where this one has {sum(sizes):,} weights")
     parts = np.split(vector, np.cumsum(sizes)[:-1])
-    return restore(network, {name: part.reshape(shape) for (name, shape), part in zip(there.items(), parts, strict=True)}, device)
+    arrays = {name: torch.from_numpy(part).reshape(shape) for (name, shape), part in zip(there.items(), parts, strict=True)}
+    network.load_state_dict(arrays, assign=True)
+    network.to(memory_format=torch.channels_last)
+    return network.eval().requires_grad_(False).to(device)
 
 
 def to_vector(network: nn.Module) -> NDArray[Any]:

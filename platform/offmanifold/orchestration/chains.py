@@ -22,7 +22,7 @@ from offmanifold.orchestration.trial import Plan, work
 POLL = 0.5
 """Seconds between two looks at what the chains say."""
 FRUITLESS = 5
-"""Times that a chain's process may be lost in a row without one step done: a machine that is too small for it loses it for ever."""
+"""Times that a chain's process may be lost in a row without a segment kept: a machine that is too small for it loses it for ever."""
 BEGINS = "begins"
 
 
@@ -76,18 +76,19 @@ class _Stage:
     def listen(self) -> None:
         """Passes on what the chains have said since."""
         for index, message in self.news.get_nowait_batch(self.news.qsize()):
-            cell = self.plan.cells[index]
+            if index not in {of for of, _ in self.running.values()}:
+                continue  # given up: its last words
             if BEGINS in message:
                 self._begins(index)
-            else:
-                self.observer.hears(cell, message)
-                if any(metrics for _, metrics, _ in message.get("news", ())):
-                    self.fruitless[index] = 0
+                continue
+            self.observer.hears(self.plan.cells[index], message)
+            if message.get("kept"):
+                self.fruitless[index] = 0
 
     def conclude(self, reference: Any) -> None:
         """A chain has ended, well or not."""
         if reference not in self.running:
-            return  # given up meanwhile
+            return  # given up
         index, chain = self.running.pop(reference)
         cell = self.plan.cells[index]
         ray.kill(chain)  # it holds its CPUs until then
@@ -115,4 +116,4 @@ class _Stage:
         reference = next(reference for reference, (of, _) in self.running.items() if of == index)
         _, chain = self.running.pop(reference)
         ray.kill(chain)
-        self.observer.fails(cell, f"its process was lost {FRUITLESS} times in a row before it got on: out of memory?")
+        self.observer.fails(cell, f"its process was lost {FRUITLESS} times in a row before it kept anything: out of memory?")

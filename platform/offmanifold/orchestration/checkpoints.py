@@ -12,6 +12,7 @@ from offmanifold.orchestration.storage import Storage
 from offmanifold.progress import Arrays
 from offmanifold.result import Cell
 
+STATE = "state-"
 STATES = 2
 """Of the last segments whose state is there: one more than is needed, for the case that the last was cut off."""
 
@@ -26,30 +27,33 @@ class StoredCheckpoints:
 
     storage: Storage
     place: str
-    say: Callable[[str], None]
-    """Told once what had to be left out."""
+    tell: Callable[..., None]
+    """Told of each segment that is kept (``kept``), and what had to be left out (``note``)."""
     count: int = 0
 
     @classmethod
-    def of(cls, cell: Cell, fingerprint: str, storage: Storage, say: Callable[[str], None]) -> "StoredCheckpoints":
+    def of(cls, cell: Cell, fingerprint: str, storage: Storage, tell: Callable[..., None]) -> "StoredCheckpoints":
         """Those of a cell on this data."""
-        return cls(storage, f"{folder(cell, fingerprint)}/{SEGMENTS}", say)
+        return cls(storage, f"{folder(cell, fingerprint)}/{SEGMENTS}", tell)
 
     def read(self) -> tuple[list[Arrays], Arrays]:
         there = {entry.name.rpartition("/")[2] for entry in self.storage.files(self.place)}
         found: list[Arrays] = []
         while _segment(len(found)) in there and (arrays := self._whole(_segment(len(found)))) is not None:
             found.append(arrays)
-        number = max((int(name.partition(".")[0]) + 1 for name in there if not name.startswith("state")), default=0)
         state: Arrays = {}
         while found and not state:
             state = self._whole(_state(len(found) - 1)) or {} if _state(len(found) - 1) in there else {}
             if not state:
                 found.pop()
         self.count = len(found)
-        if lost := number - len(found):
+        stale = sorted(name for name in there if _number(name) >= self.count)
+        for name in stale:
+            self.storage.remove(f"{self.place}/{name}")  # what comes now may be cut into other segments
+        if lost := [name for name in stale if not name.startswith(STATE)]:
             where = f"goes on after the {len(found)} before" if found else "begins anew"
-            self.say(f"{lost} of its {number} segments in {self.storage.where(self.place)} are cut off or altered: it {where}")
+            total = self.count + len(lost)
+            self.tell(note=f"{len(lost)} of its {total} segments in {self.storage.where(self.place)} are cut off or altered: it {where}")
         return found, state
 
     def keep(self, segment: Arrays, state: Arrays) -> None:
@@ -57,6 +61,7 @@ class StoredCheckpoints:
         self._write(_state(self.count), state)
         self.storage.remove(f"{self.place}/{_state(self.count - STATES)}")
         self.count += 1
+        self.tell(kept=True)
 
     def _write(self, name: str, arrays: Arrays) -> None:
         content = save_arrays(arrays)
@@ -75,4 +80,8 @@ def _segment(number: int) -> str:
 
 
 def _state(number: int) -> str:
-    return f"state-{number:05d}.safetensors"
+    return f"{STATE}{number:05d}.safetensors"
+
+
+def _number(name: str) -> int:
+    return int(name.removeprefix(STATE).partition(".")[0])

@@ -72,12 +72,15 @@ class Job(Generic[Config]):
         console.print(f"{run.folder.name}: {source.name}, {images}", markup=False)
         return source
 
-    def sweep(self, stage: str, make: Make[SomeCell], cells: Sequence[SomeCell], on: Images | None = None) -> Mapping[SomeCell, Result]:
+    def sweep(
+        self, stage: str, make: Make[SomeCell], cells: Sequence[SomeCell], on: Images | None = None, needed: bool = True
+    ) -> Mapping[SomeCell, Result]:
         """Every cell's result, found or made in parallel; what failed is named at the end, and the job then fails.
 
-        ``on``: the data that it works on, where that is not what was loaded.
+        ``on``: the data that it works on, where that is not what was loaded. ``needed``: without any result of it, the job has nothing to
+        go on with, and ends.
         """
-        return self._results(stage, self._sweeps_on(on).stage(stage, make, cells))
+        return self._results(stage, self._sweeps_on(on).stage(stage, make, cells), needed)
 
     def chains(
         self, stage: str, make: MakeResumable[SomeCell], cells: Sequence[SomeCell], on: Images | None = None
@@ -93,10 +96,10 @@ class Job(Generic[Config]):
             self._on[on.fingerprint] = sweeps.on(on)
         return self._on[on.fingerprint]
 
-    def _results(self, stage: str, outcome: Outcome) -> Mapping[Any, Result]:
+    def _results(self, stage: str, outcome: Outcome, needed: bool = True) -> Mapping[Any, Result]:
         self.failures |= outcome.failures
         self.stages.append(outcome.summary)
-        if not outcome.results:
+        if needed and not outcome.results:
             self.summarise()
             raise JobError(self._failed(f"nothing to go on with, all of {stage!r} failed"))
         return outcome.results

@@ -65,8 +65,8 @@ class Plan(Generic[SomeCell]):
 def work(plan: Plan[Any], index: int, source: Images, tell: Callable[[dict[str, Any]], None]) -> None:
     """In a worker: one cell, from its inputs' artifacts to its own. The source's pixels are the object store's, not a copy.
 
-    What it tells: ``news``, (step, metrics, words) in their order; ``says``, words for the display; ``note``, a line that stays; ``found``,
-    whether another run has made it meanwhile; ``storage``, an error that every other worker would meet too.
+    What it tells: ``news``, (step, metrics, words) in their order; ``says``, words for the display; ``note``, a line that stays; ``kept``,
+    that a checkpoint was; ``found``, whether another run has made it meanwhile; ``storage``, an error that all other workers would meet.
     """
     cell = plan.cells[index]
     device = take_resources(plan.cpus)
@@ -90,7 +90,7 @@ def work(plan: Plan[Any], index: int, source: Images, tell: Callable[[dict[str, 
         inputs = [plan.artifacts.load(needed, plan.fingerprint) for needed in cell.inputs]
         if not plan.resumable:
             return plan.make(cell, source, inputs, device, progress)
-        checkpoints = StoredCheckpoints.of(cell, plan.fingerprint, plan.artifacts.storage, lambda note: report(note=note))
+        checkpoints = StoredCheckpoints.of(cell, plan.fingerprint, plan.artifacts.storage, report)
         return plan.make(cell, source, inputs, device, progress, checkpoints)
 
     made = {"run": plan.run, "device": str(device), "threads": str(torch.get_num_threads()), **versions()}

@@ -1,0 +1,82 @@
+"""The jobs on Manifold MNIST, one after another in one process: the first builds the data set, the second the chains of the third."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from mlflow.tracking import MlflowClient
+
+from offmanifold.data import manifold_mnist
+from offmanifold.inference import hmc
+
+ROOT = Path(__file__).parents[1]
+
+RUN = """
+import runpy, sys
+for line in sys.stdin.read().splitlines():
+    sys.argv = line.split()
+    runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+DATA = "--vae-images 300 --held-out-images 100 --vae-epochs 6 --hidden 64 32 --name tiny"
+CHAINS = "--hmc-images 100 --chains 2 --warmup 3 --draws 4 --max-tree-depth 2 --epochs 2 --health-images 20"
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory) -> tuple[Path, str]:
+    """The storage, and what the jobs said."""
+    storage = tmp_path_factory.mktemp("storage")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    environment = kept | {"OFFMANIFOLD_STORAGE": str(storage), "MLFLOW_TRACKING_URI": ""}
+    folder = f"--folder {storage}/mine"
+    jobs = [
+        f"jobs/density_along_attack.py {DATA} {folder} --steps 3 --images 4 --repetitions 1 --epochs 2",
+        f"jobs/sample_hmc.py {DATA} {folder} {CHAINS} --grid-points 6",
+        f"jobs/attack_hmc.py {DATA} {folder} {CHAINS} --epsilons 0.1 --draws-a-step 1 0 --members 2 --repetitions 1 --attacked-images 6",
+    ]
+    command = [sys.executable, "-c", RUN]
+    done = subprocess.run(command, input="\n".join(jobs), env=environment, cwd=ROOT, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert not done.stderr
+    return storage, done.stdout
+
+
+def files_of(storage: Path, experiment: str) -> set[str]:
+    """In MLflow."""
+    client = MlflowClient(f"sqlite:///{storage}/mlflow.db")
+    (run,) = client.search_runs([client.get_experiment_by_name(experiment).experiment_id], "attributes.run_name = 'tiny'")
+    return {artifact.path for artifact in client.list_artifacts(run.info.run_id)}
+
+
+@pytest.mark.timeout(300)
+def test_the_data_set_is_built_by_the_first_and_walked_with_every_figure_in_mlflow(done):
+    storage, said = done
+    assert said.count("shards: 3 made, 0 found, 0 failed") == 1
+    assert said.count("shards: 3 found") == 2
+    drawn = {"figure_3_density_along_attack", "density_against_norm", "figure_14a_trajectories", "figure_14b_accuracy_against_density"}
+    assert {f"{name}.{ending}" for name in drawn for ending in ("png", "pdf", "parquet")} <= files_of(storage, "density_along_attack")
+    assert len(pd.read_parquet(storage / "runs" / "density_along_attack" / "tiny" / "rows.parquet")) == 4 * (1 + 2 + 1) * 4
+
+
+def test_the_posterior_is_sampled_mapped_and_can_be_loaded_from_the_run(done):
+    storage, said = done
+    drawn = {"health", "figure_4_grid", "figure_5_uncertainty", "figure_6_mi_against_density"}
+    assert {f"{name}.png" for name in drawn} | {"posterior.json", "chains.parquet"} <= files_of(storage, "sample_hmc")
+    assert "Health of the chains: failed: R-hat" in said
+    posterior = hmc.load(str(storage / "runs" / "sample_hmc" / "tiny"))
+    assert [chain.shape for chain in posterior.chains] == [(4, 43_831)] * 2
+    assert posterior.health.startswith("failed: R-hat")
+    posterior.check(manifold_mnist.load(str(storage / "mine")))
+
+
+def test_the_attack_finds_the_chains_and_the_verdict_goes_with_its_rows(done):
+    storage, said = done
+    assert "sample: 2 made, 0 found" in said
+    assert "sample: 0 made, 2 found" in said
+    rows = pd.read_parquet(storage / "runs" / "attack_hmc" / "tiny" / "rows.parquet")
+    assert len(rows) == (2 * 2 + 2) * 5
+    assert set(rows["verdict"]) == {"failed"}
+    assert {"success.png", "report.txt", "summary.parquet"} <= files_of(storage, "attack_hmc")
