@@ -245,9 +245,11 @@ def test_what_a_posterior_cannot_give_is_refused(digits):
     with pytest.raises(ValueError, match=r"weights are of another network: 44,426 numbers, where this one has 431,080 weights"):
         Hmc(lenet.Config("lenet-20-50-500", 0.0, 0.0), 10, posterior.chains)
     three = replace(digits, test=replace(digits.test, class_names=("0", "1", "4")))
-    with pytest.raises(DataError, match=r"digits has 3 classes \(0, 1, 4\), the draws are of networks with 10"):
+    with pytest.raises(DataError, match=r"digits has 3 classes \(0, 1, 4\), the draws are of networks of 10 classes"):
         posterior.check(three)
     posterior.check(digits)
+    with pytest.raises(DataError, match=r"the draws are of networks of 10 classes \(a, b, c, d, e, f, g, h, i, j\)"):
+        replace(posterior, class_names=tuple("abcdefghij")).check(digits)
 
 
 def test_a_posterior_is_loaded_from_a_run_s_folder(storage, images):
@@ -260,13 +262,13 @@ def test_a_posterior_is_loaded_from_a_run_s_folder(storage, images):
     about = {"architecture": TINY.architecture, "class_names": [str(label) for label in range(10)]}
     about |= {
         "chains": [f"../../../recipes/chain-{index}" for index in range(2)],
-        "health": {"verdict": "doubtful", "reasons": "few draws"},
+        "health": {"verdict": "doubtful", "health": "doubtful: few draws"},
     }
     storage.write(f"{run}/{hmc.POSTERIOR}", json.dumps(about).encode())
     loaded = hmc.load(storage.where(run))
     assert torch.equal(loaded.draw(7, 0).log_probs(images), posterior.draw(7, 0).log_probs(images))
     assert loaded.health == "doubtful: few draws"
-    with pytest.raises(DataError, match=r"posterior.json cannot be read .* name the folder of a run of sample_hmc"):
+    with pytest.raises(DataError, match=r"posterior.json cannot be read; name the folder of a run of sample_hmc"):
         hmc.load(storage.where("runs"))
     storage.write("recipes/chain-1/arrays.safetensors", save({"draws": posterior.chains[1] + 1}))
     with pytest.raises(DataError, match=r"chain-1/arrays.safetensors is not what was written"):

@@ -303,7 +303,7 @@ def test_table_1_stands_beside_the_papers_and_says_what_was_planted():
     [
         (sample_hmc, {"posterior": replace(CONFIG, hmc_images=501)}, "hmc_images is 501, the data set has 500: raise train_images"),
         (sample_hmc, {"grid_points": 2}, "grid_points must be at least 3"),
-        (sample_hmc, {"health_images": 1}, "health_images must be at least 2"),
+        (sample_hmc, {"health_images": 101}, "health_images must be from 2 to test_images, 100: not 101"),
         (attack_hmc, {"draws_a_step": (5,)}, "draws_a_step must be from 1 to the 4 draws of half of the posterior"),
         (attack_hmc, {"judging": robustness.Config(judge_draws=50)}, "judge_draws cannot be set here"),
         (attack_hmc, {"epsilons": (0.1, 0.1)}, "epsilons must be named once each"),

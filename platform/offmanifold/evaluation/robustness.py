@@ -112,6 +112,8 @@ def evaluate(
     *wrong_of_correct*, the same over images that were right when clean; *confident*, changed and surer than ``sure_above``.
     l2 and linf are the realised norms' means over images; zero_gradients is the share of (image, step) without a gradient.
     """
+    if attack not in ATTACKS:
+        raise ValueError(f"attack {attack!r} is unknown; there are: {', '.join(ATTACKS)}")
     config.check(epsilon)
     threat = THREATS[config.norm](epsilon, data.bounds)
     attacked, judging = posterior.split(derive(seed, "split"))

@@ -62,6 +62,7 @@ class Config:
         for name in ("members", "repetitions", "attacked_images"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        sample_hmc.check_health_images(self.health_images, self.posterior, self.data)
         for name in ("epsilons", "draws_a_step"):
             values = getattr(self, name)
             if not values or len(set(values)) < len(values):
@@ -216,5 +217,5 @@ def summarise(config: Config, of: Sized, judged: Mapping[sample_hmc.Health, Resu
     table = next((result.table for result in judged.values()), pd.DataFrame({"verdict": ["not judged"], "health": ["not judged"]}))
     verdict, said = table[["verdict", "health"]].iloc[0]
     posterior, images = config.posterior, f"{config.repetitions} x {config.attacked_images} images"
-    what = f"{bayesian_lenet.of_what(posterior, config.data, of)}; {images}; the chains are {verdict}"
+    what = f"{bayesian_lenet.of_what(posterior, config.data, of)}; {images}; chains: {verdict}"
     return report.summarise(rows.assign(verdict=verdict), what, str(said), posterior.on_manifold)

@@ -34,8 +34,8 @@ def summarise(rows: pd.DataFrame, what: str, health: str, as_reported: bool) -> 
             "changed: it differs from the clean image's; confident: changed, with p > 0.9.",
             "noise: random signs at epsilon; H: mean predictive entropy in nats. draws a step: posterior draws at a gradient step, fresh "
             "at each; all: the whole posterior's -log mean p.",
-            "judged on all: also on the draws that were attacked, as in the paper; on unseen: on chains that the attack never saw. In "
-            "brackets: draws that judge; MI of fewer is lower.",
+            "judged on all: also on the draws that were attacked, as in the paper; on unseen: on chains that the attack never saw (of a "
+            "single chain: on its other half). In brackets: draws that judge; MI of fewer is lower.",
             f"Health of the chains: {health}.",
         ],
         conclusion=conclusion(table),

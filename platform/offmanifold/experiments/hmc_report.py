@@ -47,16 +47,19 @@ def with_health(report: Report, result: Result, chains: Mapping[str, pd.DataFram
     table = result.table
     functions = pd.DataFrame(result.arrays["functions"], columns=["rhat", "ess_bulk", "ess_tail"])
     information = pd.DataFrame(result.arrays["information"], columns=["draws", "mutual_information"])
+    smaller = functions[["ess_bulk", "ess_tail"]].min(axis=1)
     total, unique = int(table["draws"].sum()), int(table["unique_draws"].iloc[0])
     return replace(
         report,
         shown={f"Chains, {what}": _shown(table)},
         notes=[
+            "leapfrog: steps a trajectory; saturated: share of trajectories cut off by max_tree_depth; bfmi: E-BFMI; potential: its mean "
+            "(nats); potential_drift: of the second half against the first, in standard deviations; MI in nats.",
             "agrees: share of test images that get the label the other chains give them; apart: mean total variation distance from those.",
             f"{unique} of {total} draws are different. R-hat of log-probabilities: median {functions['rhat'].median():.3f}, 95 % quantile "
             f"{functions['rhat'].quantile(0.95):.3f}; of weights (not judged): median {np.nanmedian(result.arrays['weights']):.2f}.",
-            f"Effective sample size of log-probabilities, median: bulk {functions['ess_bulk'].median():.0f}, "
-            f"tail {functions['ess_tail'].median():.0f}.",
+            f"Effective sample size of log-probabilities, median: bulk {functions['ess_bulk'].median():.0f}, tail "
+            f"{functions['ess_tail'].median():.0f}, the smaller of both {smaller.median():.0f} (judged).",
             f"Mean MI of test images: {information['mutual_information'].iloc[0]:.4f} nats of {information['draws'].iloc[0]:.0f} draws, "
             f"{information['mutual_information'].iloc[-1]:.4f} of {information['draws'].iloc[-1]:.0f}.",
         ],

@@ -46,10 +46,15 @@ class Config:
 
     def __post_init__(self) -> None:
         self.posterior.check(self.data)
-        if self.health_images < 2:
-            raise ValueError(f"health_images must be at least 2, not {self.health_images}")
+        check_health_images(self.health_images, self.posterior, self.data)
         if self.grid_points < 3:
             raise ValueError(f"grid_points must be at least 3, not {self.grid_points}")
+
+
+def check_health_images(images: int, posterior: bayesian_lenet.Config, known: manifold.Config) -> None:
+    """``ValueError`` where there are not as many test images."""
+    if images < 2 or (posterior.on_manifold and images > known.test_images):
+        raise ValueError(f"health_images must be from 2 to test_images, {known.test_images}: not {images}")
 
 
 QUICK = bayesian_lenet.Config(chain=Bayesian(sampling=sampler.Config(warmup=40, draws=20, max_tree_depth=4)))
@@ -169,7 +174,7 @@ def function_values(posterior: Hmc, images: Tensor, progress: Progress) -> Tenso
         predictive = posterior.of_chain(index)
         with torch.no_grad():
             of_chains.append(torch.cat([predictive.log_probs(chunk).cpu() for chunk in images.split(AT_ONCE)], dim=1))
-        progress(index, {"chains_asked": index + 1.0})
+        progress(index, {"chains": index + 1.0})
     return torch.stack(of_chains)
 
 
@@ -191,7 +196,7 @@ def map_latents(cell: Mapped, data: ManifoldMnist, inputs: Sequence[Result], dev
         table[f"mi_of_{name}"] = said.measures["mutual_information"].numpy()
         table[f"entropy_of_{name}"] = said.measures["predictive_entropy"].numpy()
         table[f"expected_entropy_of_{name}"] = said.measures["expected_entropy"].numpy()
-        progress(step, {"posteriors_asked": step + 1.0})
+        progress(step, {"posteriors": step + 1.0})
     rho = hmc_report.correlation(table)
     return Result(table, {}, {row["of"]: row["spearman"] for row in rho.to_dict("records")})
 
@@ -209,10 +214,10 @@ def summarise(
     report = Report({}, [], [], {"draws": pd.concat([table.assign(chain=name) for name, table in chains.items()])}, {}, [], {}, COLUMNS)
     for result in judged.values():
         report = hmc_report.with_health(report, result, chains, what)
-        where = _whereabouts(config, data, list(sampled), result.table[["verdict", "reasons"]].iloc[0])
+        where = _whereabouts(config, data, list(sampled), result.table[["verdict", "health"]].iloc[0])
         report = replace(report, files={POSTERIOR: json.dumps(where, indent=1)})
     for result in maps.values():
-        report = hmc_report.with_maps(report, data, result.table.assign(verdict=verdict), f"{what}; the chains are {verdict}")
+        report = hmc_report.with_maps(report, data, result.table.assign(verdict=verdict), f"{what}; chains: {verdict}")
     return report
 
 

@@ -152,7 +152,9 @@ def verdict(functions: pd.DataFrame, chains: pd.DataFrame, counts: Mapping[str, 
         (failed if middle > RHAT_FAILED else doubtful).append(f"{words} ({RHAT_FAILED} and {RHAT_HEALTHY} are asked)")
     if not ess >= needed:
         of_draws = f"{ess:.0f} of {counts['draws']} draws"
-        doubtful.append(f"effective sample size {of_draws} (median over log-probabilities), {needed} is asked")
+        doubtful.append(
+            f"effective sample size {of_draws} (the smaller of bulk and tail, median over log-probabilities), {needed} is asked"
+        )
     if counts["asked"] > len(chains):
         doubtful.append(f"{counts['asked'] - len(chains)} of {counts['asked']} chains failed: those that are left are a selection")
     if len(chains) == 1:

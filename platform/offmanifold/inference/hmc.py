@@ -8,7 +8,7 @@ import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -34,7 +34,7 @@ class Bayesian:
 
     RECIPE_VERSION: ClassVar[int] = 1
 
-    architecture: lenet.Architecture = "lenet-6-16-120-84"
+    architecture: Literal["lenet-6-16-120-84", "lenet-20-50-500"] = "lenet-6-16-120-84"
     """LeNet-5 (43,831 weights for three classes), or lenet-20-50-500 (427,573): Gal & Smith's."""
     weight_scale: float = 2.0
     """Standard deviation of a weight under the Gaussian prior, times sqrt(fan-in)."""
@@ -79,6 +79,8 @@ class Hmc:
     chains: Sequence[NDArray[np.float32]] = field(repr=False)
     """Weights (draws, dimension) of each chain, in the order of the torch network's parameters."""
     device: torch.device = torch.device("cpu")
+    class_names: tuple[str, ...] = ()
+    """Of the data that was sampled on, where that is known."""
     health: str = "not judged"
     """The verdict on the chains, and why."""
     _built: dict[tuple[int, int], nn.Sequential] = field(default_factory=dict, repr=False, compare=False)
@@ -113,11 +115,13 @@ class Hmc:
         return MixturePredictive([NetworkPredictive(self._network(index, draw)) for draw in range(len(self.chains[index]))])
 
     def check(self, data: Images) -> None:
-        """``DataError`` where the data's classes are not those of the draws."""
-        if len(data.test.class_names) != self.classes:
+        """``DataError`` where the data's classes are not those of the draws: another number, or, where they are known, other names."""
+        there, known = data.test.class_names, self.class_names
+        if len(there) != self.classes or (known and there != known):
+            sampled = f"{self.classes} classes" + (f" ({', '.join(known)})" if known else "")
             raise DataError(
-                f"{data.name} has {len(data.test.class_names)} classes ({', '.join(data.test.class_names)}), the draws are of networks "
-                f"with {self.classes}: sample on this data, or name the data that was sampled on"
+                f"{data.name} has {len(there)} classes ({', '.join(there)}), the draws are of networks of {sampled}: sample on this "
+                "data, or name the data that was sampled on"
             )
 
     def split(self, seed: int) -> tuple["Hmc", "Hmc"]:
@@ -182,17 +186,17 @@ def sample(
     return nuts.sample(target(config, data), config.sampling, seed % 2**32, progress, checkpoints)
 
 
-def load(root: str) -> Hmc:
+def load(root: str | os.PathLike[str]) -> Hmc:
     """The posterior that a run of ``sample_hmc`` left: its folder, or ``s3://bucket/prefix``.
 
     ``DataError`` where there is none, or where a chain's draws are not what was written.
     """
-    root = root.rstrip("/")
+    root = os.fspath(root).rstrip("/")
     try:
         about = json.loads(_read(f"{root}/{POSTERIOR}"))
         chains = [_draws(f"{root}/{folder}") for folder in about["chains"]]
-        network, health = lenet.Config(about["architecture"], 0.0, 0.0), f"{about['health']['verdict']}: {about['health']['reasons']}"
-        return Hmc(network, len(about["class_names"]), chains, health=health.removesuffix(": "))
+        network, names = lenet.Config(about["architecture"], 0.0, 0.0), tuple(about["class_names"])
+        return Hmc(network, len(names), chains, class_names=names, health=about["health"]["health"])
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(f"{root} holds no posterior that can be read ({error}); name the folder of a run of sample_hmc") from error
 
@@ -215,4 +219,5 @@ def _read(path: str) -> bytes:
             content: bytes = stream.readall()
             return content
     except OSError as error:
-        raise DataError(f"{path} cannot be read ({error}); name the folder of a run of sample_hmc, as it printed it") from error
+        advice = "name the folder of a run of sample_hmc, where it lies in its storage: the draws are under the storage's recipes/"
+        raise DataError(f"{os.path.normpath(path)} cannot be read; {advice}") from error

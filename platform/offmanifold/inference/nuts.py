@@ -104,10 +104,11 @@ def _news(config: Config, segments: list[dict[str, Any]], iteration: int, second
         "live/divergences": float(divergences),
         "live/potential": float(last["potential"][-1]),
     }
+    diverged = f"{divergences} divergences{' (warm-up)' if warming else ''}"
     done = f"warm-up {iteration}/{config.warmup}" if warming else f"draw {iteration - config.warmup}/{config.draws}"
     words = (
         f"{done}, {figures['live/leapfrog_per_second']:.1f} leapfrog/s, acceptance {figures['live/acceptance']:.2f}, "
-        f"step size {figures['live/step_size']:.2g}, {divergences} divergences, about {duration(left)} left"
+        f"step size {figures['live/step_size']:.2g}, {diverged}, about {duration(left)} left"
     )
     return figures, words
 

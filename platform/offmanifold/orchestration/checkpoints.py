@@ -53,7 +53,9 @@ class StoredCheckpoints:
         if lost := [name for name in stale if not name.startswith(STATE)]:
             where = f"goes on after the {len(found)} before" if found else "begins anew"
             total = self.count + len(lost)
-            self.tell(note=f"{len(lost)} of its {total} segments in {self.storage.where(self.place)} are cut off or altered: it {where}")
+            self.tell(note=f"{len(lost)} of its {total} segments in {self.storage.where(self.place)} cannot be used: it {where}")
+        elif found:
+            self.tell(note=f"goes on after its {len(found)} segments")
         return found, state
 
     def keep(self, segment: Arrays, state: Arrays) -> None:
