@@ -156,7 +156,7 @@ def test_a_segment_that_was_cut_off_is_left_out_and_that_is_said(storage, name):
     segments, state = resumed.read()
     assert [segment["added"].item() for segment in segments] == [0, 1, 2]
     assert state["sum"].item() == 20
-    assert said == [f"1 of its 4 segments in {storage.where(kept.place)} are cannot be used: it goes on after the 3 before"]
+    assert said == [f"1 of its 4 segments in {storage.where(kept.place)} cannot be used: it goes on after the 3 before"]
     resumed.keep({"added": np.array([7])}, {"sum": np.array([70.0])})
     assert [segment["added"].item() for segment in checkpoints(storage, said).read()[0]] == [0, 1, 2, 7]
     assert said[1:] == ["goes on after its 4 segments"]
@@ -168,7 +168,7 @@ def test_a_chain_whose_first_segments_are_lost_begins_anew(storage):
     storage.write(f"{kept.place}/00001.safetensors", b"x")
     begun = checkpoints(storage, said)
     assert begun.read() == ([], {})
-    assert said == [f"4 of its 4 segments in {storage.where(kept.place)} are cannot be used: it begins anew"]
+    assert said == [f"4 of its 4 segments in {storage.where(kept.place)} cannot be used: it begins anew"]
     begun.keep({"added": np.array([5, 6])}, {"sum": np.array([11.0])})  # cut otherwise than before, and cut off again
     (segment,), state = checkpoints(storage, said).read()
     assert segment["added"].tolist() == [5, 6]
