@@ -1,11 +1,16 @@
 """What tests share: real digits, and one network of each kind trained on them."""
 
+import json
 import logging
 import os
+import subprocess
+import sys
 import tempfile
 import uuid
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import boto3
 import pytest
@@ -13,7 +18,7 @@ import torch
 from moto.server import ThreadedMotoServer
 
 from offmanifold import data
-from offmanifold.data import Dataset, Source
+from offmanifold.data import Dataset, Source, manifold_mnist
 from offmanifold.data.manifold_mnist import Manifold, ManifoldMnist
 from offmanifold.density import LatentDensity
 from offmanifold.inference import METHODS, ensemble, hmc, mc_dropout, point, sampler, sgd
@@ -117,6 +122,43 @@ def cluster(bucket) -> Iterator[str]:
     context = ray.init(address="local", num_cpus=2, num_gpus=2, resources={"big_memory": 1}, **quiet)
     yield context.address_info["gcs_address"]
     ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def shard_contents(known_manifold):
+    """What the images of that manifold are made of, to be written in shards."""
+    return manifold_mnist.contents(known_manifold.manifold, known_manifold.held_out, 0, {})
+
+
+@dataclass(frozen=True)
+class TwoNodes:
+    """tests/two_nodes.py, on its way."""
+
+    process: subprocess.Popen
+    root: Path
+
+    def said(self) -> dict[str, Any]:
+        """What it says at its end."""
+        assert self.process.wait(timeout=170) == 0, (self.root / "errors").read_text()
+        return json.loads((self.root / "output").read_text().splitlines()[-1])
+
+
+@pytest.fixture(scope="session", autouse=True)
+def two_nodes(request, tmp_path_factory) -> Iterator[TwoNodes | None]:
+    """Begun before the first test, where its own tests are to be run: it waits most of its minute, and other tests need not."""
+    if not any(item.path.name == "test_two_nodes.py" for item in request.session.items):
+        yield None
+        return
+    root = tmp_path_factory.mktemp("nodes")
+    plan = manifold_mnist.plan({"train": 60, "validation": 20, "test": 20}, 20, 0, {}, lambda: None)
+    contents = request.getfixturevalue("shard_contents")
+    (root / "plan").write_bytes(ray.cloudpickle.dumps((plan.name, plan.recipe, plan.rows, contents)))
+    command = [sys.executable, str(Path(__file__).parent / "two_nodes.py"), *(str(root / name) for name in ("plan", "data", "storage"))]
+    with (root / "output").open("w") as output, (root / "errors").open("w") as errors:
+        process = subprocess.Popen(command, stdout=output, stderr=errors)
+    yield TwoNodes(process, root)
+    process.kill()
+    process.wait()
 
 
 ROOT = Path(__file__).parents[1]

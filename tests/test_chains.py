@@ -65,7 +65,7 @@ def die_or_add_up(cell, source, inputs, device, progress, checkpoints):
     """One as a process that is out of memory; the other takes longer than that is looked at."""
     if cell.dies_in == 0:
         os.kill(os.getpid(), signal.SIGKILL)
-    time.sleep(10)
+    time.sleep(5)
     return add_up(cell, source, inputs, device, progress, checkpoints)
 
 
