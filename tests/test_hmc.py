@@ -30,7 +30,7 @@ ARCHITECTURES = pytest.mark.parametrize("architecture", lenet.LENETS)
 
 def network_and_vector(architecture, classes=10, seed=1):
     network = lenet.build(lenet.Config(architecture, 0.0, 0.0), classes, seed).eval()
-    return network, weights.to_vector(network)
+    return network, np.concatenate([parameter.detach().numpy().reshape(-1) for parameter in network.parameters()])
 
 
 # the network and its log joint

@@ -163,9 +163,9 @@ def split(given: Images, images: int, seed: int) -> tuple[Dataset, Dataset]:
 
 
 def posterior(of: Sequence[Chain], results: Sequence[Result], given: Images, device: torch.device) -> Hmc:
-    """The chains' draws as a posterior; ``DataError`` where the data's classes are others."""
-    classes = len(given.test.class_names)
-    return Hmc(of[0].config.network, classes, [result.arrays["draws"] for result in results], device)
+    """The chains' draws as a posterior; ``ValueError`` where they are of another network, or another number of classes."""
+    names = given.test.class_names
+    return Hmc(of[0].config.network, len(names), [result.arrays["draws"] for result in results], device, names)
 
 
 def deterministic(cell: Network, trained: Result, given: Images, device: torch.device) -> PointEstimate:

@@ -39,8 +39,3 @@ def from_vector(network: Network, vector: NDArray[Any], device: torch.device = t
     network.load_state_dict(arrays, assign=True)
     network.to(memory_format=torch.channels_last)
     return network.eval().requires_grad_(False).to(device)
-
-
-def to_vector(network: nn.Module) -> NDArray[Any]:
-    """All weights as one vector (dimension,), in the order of the network's parameters."""
-    return np.concatenate([value.reshape(-1) for value in save(network).values()])
