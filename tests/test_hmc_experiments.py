@@ -151,7 +151,7 @@ def test_one_chain_is_never_healthy():
 # the experiments
 
 SAMPLING = sampler.Config(warmup=2, draws=4, max_tree_depth=2)
-CONFIG = bayesian_lenet.Config(hmc_images=60, chains=2, chain=Bayesian(sampling=SAMPLING))
+CONFIG = bayesian_lenet.Config(given_images=60, chains=2, chain=Bayesian(sampling=SAMPLING))
 TRAINING = sgd.Config(epochs=3)
 SAMPLE = sample_hmc.Config(CONFIG, training=TRAINING, health_images=12, grid_points=7)
 HOW = {"draws_a_step": (1, 3, 0), "members": 2, "repetitions": 2, "attacked_images": 5, "health_images": 12}
@@ -203,7 +203,7 @@ def test_the_health_and_the_map_are_of_these_draws_and_the_report_says_so(known_
     assert (z.amax(0) > high).all()
     at = posterior.draw(8, 0).log_probs(known_manifold.manifold.decode(z))
     np.testing.assert_allclose(drawn["mi_of_all"], mutual_information(at), atol=1e-6)
-    plain = bayesian_lenet.deterministic(network, trained, known_manifold, CPU).draw(1, 0).log_probs(known_manifold.manifold.decode(z))
+    plain = bayesian_lenet.of_network(network, trained, known_manifold, CPU).draw(1, 0).log_probs(known_manifold.manifold.decode(z))
     np.testing.assert_allclose(drawn["entropy_of_deterministic"], predictive_entropy(plain), atol=1e-6)
 
     report = sample_hmc.summarise(SAMPLE, known_manifold, sampled, {health: judged}, {mapped: Result(drawn)})
@@ -301,7 +301,7 @@ def test_table_1_stands_beside_the_papers_and_says_what_was_planted():
 @pytest.mark.parametrize(
     ("experiment", "bad", "words"),
     [
-        (sample_hmc, {"posterior": replace(CONFIG, hmc_images=501)}, "hmc_images is 501, the data set has 500: raise train_images"),
+        (sample_hmc, {"posterior": replace(CONFIG, given_images=501)}, "given_images is 501, the data set has 500: raise train_images"),
         (sample_hmc, {"grid_points": 2}, "grid_points must be at least 3"),
         (sample_hmc, {"health_images": 101}, "health_images must be from 2 to test_images, 100: not 101"),
         (attack_hmc, {"draws_a_step": (5,)}, "draws_a_step must be from 1 to the 4 draws of half of the posterior"),
@@ -324,5 +324,5 @@ def test_a_bad_posterior_is_refused(digits):
         bayesian_lenet.Config(chain=Bayesian(sampling=sampler.Config(draws=3)))
     with pytest.raises(ValueError, match="chains must be at least 1"):
         bayesian_lenet.Config(chains=0)
-    with pytest.raises(DataError, match=r"digits has 1,397 images to train and validate on, hmc_images is 2,000"):
-        bayesian_lenet.load(bayesian_lenet.Config(dataset="digits", hmc_images=2000), SAMPLE.data)
+    with pytest.raises(DataError, match=r"digits has 1,397 images to train and validate on, given_images is 2,000"):
+        bayesian_lenet.load(bayesian_lenet.Config(dataset="digits", given_images=2000), SAMPLE.data)

@@ -22,7 +22,7 @@ for line in sys.stdin.read().splitlines():
 """
 
 DATA = "--vae-images 300 --held-out-images 100 --vae-epochs 6 --hidden 64 32 --name tiny"
-CHAINS = "--hmc-images 100 --chains 2 --warmup 3 --draws 4 --max-tree-depth 2 --epochs 2 --health-images 20"
+CHAINS = "--given-images 100 --chains 2 --warmup 3 --draws 4 --max-tree-depth 2 --epochs 2 --health-images 20"
 
 
 @pytest.fixture(scope="module")

@@ -194,9 +194,7 @@ def _posterior(cell: Attacked, inputs: Sequence[Result], data: Images, device: t
     """The model, how many of its draws are attacked at a step, and how many judge."""
     if cell.model != "hmc":
         networks = [network for network in cell.of if isinstance(network, Network)]
-        of_networks = [
-            bayesian_lenet.deterministic(network, trained, data, device) for network, trained in zip(networks, inputs, strict=True)
-        ]
+        of_networks = [bayesian_lenet.of_network(network, trained, data, device) for network, trained in zip(networks, inputs, strict=True)]
         return (Ensemble(of_networks) if cell.model.endswith("ensemble") else of_networks[0]), len(of_networks), len(of_networks)
     posterior = bayesian_lenet.posterior([chain for chain in cell.of if isinstance(chain, Chain)], inputs, data, device)
     if cell.judged == "all":

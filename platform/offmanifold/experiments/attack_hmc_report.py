@@ -14,7 +14,7 @@ from offmanifold.experiments.robustness_table import NOISE
 
 KEYS = ["model", "draws_a_step", "judged", "epsilon", "perturbation"]
 MODELS = {"hmc": "HMC", "deterministic": "deterministic", "deterministic_ensemble": "deterministic ensemble"}
-COLUMNS = ("posterior.dataset", "posterior.hmc_images", "posterior.chains", "attacked_images", "repetitions")
+COLUMNS = ("posterior.dataset", "posterior.given_images", "posterior.chains", "attacked_images", "repetitions")
 
 
 def summarise(rows: pd.DataFrame, what: str, health: str, as_reported: bool) -> Report:

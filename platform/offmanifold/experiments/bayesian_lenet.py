@@ -1,7 +1,7 @@
-"""What experiments on the HMC posterior share: the data, the chains, and deterministic networks that saw the same images."""
+"""What experiments on the HMC posterior share: the data, the chains, and networks, with dropout or without, that saw the same images."""
 
 from collections.abc import Callable, Sequence, Sized
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -13,8 +13,9 @@ from offmanifold.data import DATASETS, DataError, Dataset, Images, Source, manif
 from offmanifold.data.shards import Plan
 from offmanifold.experiments import manifold
 from offmanifold.grid import product
-from offmanifold.inference import hmc, point, sgd
+from offmanifold.inference import hmc, mc_dropout, point, sgd
 from offmanifold.inference.hmc import Bayesian, Hmc
+from offmanifold.inference.mc_dropout import McDropout
 from offmanifold.inference.point import PointEstimate
 from offmanifold.models import lenet, weights
 from offmanifold.progress import Checkpoints, Progress, Recorded
@@ -33,8 +34,8 @@ class Config:
 
     dataset: str = manifold_mnist.NAME
     """Data that the posterior is given: manifold_mnist (three classes, of known density), mnist or digits."""
-    hmc_images: int = 500
-    """Training images: the likelihood is of all of them, at every step."""
+    given_images: int = 500
+    """Training images: chains (whose likelihood is of all of them, at every step) and networks are given the same."""
     chains: int = 1
     """Markov chains, each from its own draw of the prior."""
     chain: Bayesian = field(default_factory=Bayesian)
@@ -42,7 +43,7 @@ class Config:
     def __post_init__(self) -> None:
         if self.dataset not in (manifold_mnist.NAME, *DATASETS):
             raise ValueError(f"dataset {self.dataset!r} is unknown; there are: {', '.join((manifold_mnist.NAME, *DATASETS))}")
-        for name in ("hmc_images", "chains"):
+        for name in ("given_images", "chains"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
 
@@ -56,8 +57,8 @@ class Config:
 
     def check(self, known: manifold.Config) -> None:
         """``ValueError`` where Manifold MNIST has too few images."""
-        if self.on_manifold and self.hmc_images > known.train_images:
-            raise ValueError(f"hmc_images is {self.hmc_images}, the data set has {known.train_images}: raise train_images")
+        if self.on_manifold and self.given_images > known.train_images:
+            raise ValueError(f"given_images is {self.given_images}, the data set has {known.train_images}: raise train_images")
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ class Chain:
 
 @dataclass(frozen=True)
 class Network:
-    """One deterministic network to train, on the images that the chains are given."""
+    """One network to train, on the images that the chains are given: deterministic, or with dropout where ``network`` has some."""
 
     RECIPE_VERSION: ClassVar[int] = 1
     inputs: ClassVar[tuple["Network", ...]] = ()
@@ -93,7 +94,12 @@ class Network:
 
     @property
     def name(self) -> str:
-        return f"deterministic {self.index}, repetition {self.repetition}"
+        return f"{self.kind} {self.index}, repetition {self.repetition}"
+
+    @property
+    def kind(self) -> str:
+        """dropout or deterministic."""
+        return "dropout" if self.network.stochastic else "deterministic"
 
 
 def load(config: Config, known: manifold.Config) -> Source:
@@ -101,8 +107,10 @@ def load(config: Config, known: manifold.Config) -> Source:
     if config.on_manifold:
         return manifold.load(known)
     source = data.load(config.dataset)
-    if config.hmc_images >= len(source.pool):
-        raise DataError(f"{config.dataset} has {len(source.pool):,} images to train and validate on, hmc_images is {config.hmc_images:,}")
+    if config.given_images >= len(source.pool):
+        raise DataError(
+            f"{config.dataset} has {len(source.pool):,} images to train and validate on, given_images is {config.given_images:,}"
+        )
     return source
 
 
@@ -117,16 +125,18 @@ def prepare(
 
 def chains(config: Config, seed: int) -> list[Chain]:
     """Every chain; one more leaves the others as they are."""
-    return product(Chain, {"index": range(config.chains)}, images=config.hmc_images, config=config.chain, seed=seed)
+    return product(Chain, {"index": range(config.chains)}, images=config.given_images, config=config.chain, seed=seed)
 
 
-def networks(config: Config, training: sgd.Config, repetitions: int, members: int, seed: int) -> list[Network]:
-    """The deterministic counterparts: the same architecture, images and number of classes."""
+def networks(
+    config: Config, training: sgd.Config, repetitions: int, members: int, seed: int, dropout: tuple[float, float] = (0.0, 0.0)
+) -> list[Network]:
+    """The chains' counterparts: the same architecture, images and number of classes. ``dropout``: rates after convolutions, dense layer."""
     return product(
         Network,
         {"repetition": range(repetitions), "index": range(members)},
-        images=config.hmc_images,
-        network=config.chain.network,
+        images=config.given_images,
+        network=replace(config.chain.network, convolution_dropout=dropout[0], dense_dropout=dropout[1]),
         training=training,
         seed=seed,
     )
@@ -147,8 +157,9 @@ def train(cell: Network, given: Images, inputs: Sequence[Result], device: torch.
     """The network's weights, and a row an epoch."""
     epochs = Recorded(progress)
     images = split(given, cell.images, cell.seed)
-    seed = derive(cell.seed, "network", cell.repetition, cell.index)
-    posterior = point.fit(images, point.Config(cell.network, cell.training), seed, device, epochs)
+    method = mc_dropout if cell.network.stochastic else point
+    seed = derive(cell.seed, "dropout" if cell.network.stochastic else "network", cell.repetition, cell.index)
+    posterior = method.fit(images, method.Config(cell.network, cell.training), seed, device, epochs)
     best = min(epochs.metrics, key=lambda epoch: epoch["validation_loss"])
     return Result(pd.DataFrame(epochs.metrics), weights.save(posterior.network), {"validation_loss": best["validation_loss"]})
 
@@ -168,13 +179,14 @@ def posterior(of: Sequence[Chain], results: Sequence[Result], given: Images, dev
     return Hmc(of[0].config.network, len(names), [result.arrays["draws"] for result in results], device, names)
 
 
-def deterministic(cell: Network, trained: Result, given: Images, device: torch.device) -> PointEstimate:
-    """A trained network as a posterior of one function."""
-    return PointEstimate(weights.restore(lenet.build(cell.network, len(given.test.class_names), seed=0), trained.arrays, device))
+def of_network(cell: Network, trained: Result, given: Images, device: torch.device) -> McDropout | PointEstimate:
+    """A trained network as a posterior: MC dropout, or a single function."""
+    network = weights.restore(lenet.build(cell.network, len(given.test.class_names), seed=0), trained.arrays, device)
+    return McDropout(network) if cell.network.stochastic else PointEstimate(network)
 
 
 def of_what(config: Config, known: manifold.Config, chains: Sized) -> str:
     """For titles: the data, and how many draws of how many chains."""
     where = f"Manifold MNIST ({known.vae_dataset})" if config.on_manifold else config.dataset
     draws = config.chain.sampling.draws
-    return f"{where}, {config.hmc_images:,} training images, {config.chain.architecture}, {len(chains)} chain(s) of {draws} draws"
+    return f"{where}, {config.given_images:,} training images, {config.chain.architecture}, {len(chains)} chain(s) of {draws} draws"

@@ -102,13 +102,18 @@ class Autoencoder:
 def load(config: Config) -> Source:
     """The images that the VAE learns; ``DataError`` where there are too few, or none of a class."""
     source = data.load(config.vae_dataset)
-    needed = config.vae_images + config.held_out_images
-    if needed > len(source.pool):
-        raise DataError(f"{config.vae_dataset} has {len(source.pool):,} images to train and validate on, the config asks for {needed:,}")
+    check(config, source)
     for label in config.classes:
         if not (source.pool.labels == label).any():
             raise DataError(f"{config.vae_dataset} has no image of class {label}; its classes are {', '.join(source.pool.class_names)}")
     return source
+
+
+def check(config: Config, source: Source) -> None:
+    """``DataError`` where there are too few images for the VAE."""
+    needed = config.vae_images + config.held_out_images
+    if needed > len(source.pool):
+        raise DataError(f"{config.vae_dataset} has {len(source.pool):,} images to train and validate on, the config asks for {needed:,}")
 
 
 def autoencoder_of(config: Config, seed: int) -> Autoencoder:

@@ -58,9 +58,9 @@ def check_health_images(images: int, posterior: bayesian_lenet.Config, known: ma
 
 
 QUICK = bayesian_lenet.Config(chain=Bayesian(sampling=sampler.Config(warmup=40, draws=20, max_tree_depth=4)))
-LAPTOP = bayesian_lenet.Config(hmc_images=2000, chains=4)
+LAPTOP = bayesian_lenet.Config(given_images=2000, chains=4)
 PAPER = bayesian_lenet.Config(
-    hmc_images=5000,
+    given_images=5000,
     chains=8,
     chain=Bayesian("lenet-20-50-500", sampling=sampler.Config(warmup=200, draws=200, max_tree_depth=8)),
 )
@@ -184,7 +184,7 @@ def map_latents(cell: Mapped, data: ManifoldMnist, inputs: Sequence[Result], dev
     of = [chain for chain in sampled if isinstance(chain, Chain)]
     posterior = bayesian_lenet.posterior(of, inputs[:-1], data, device)
     assert isinstance(network, Network)
-    plain = bayesian_lenet.deterministic(network, inputs[-1], data, device)
+    plain = bayesian_lenet.of_network(network, inputs[-1], data, device)
     z = hmc_figures.latent_grid(data, cell.grid_points)
     with torch.no_grad():
         images = torch.cat([data.manifold.decode(chunk) for chunk in z.split(AT_ONCE)]).to(device)
@@ -201,7 +201,7 @@ def map_latents(cell: Mapped, data: ManifoldMnist, inputs: Sequence[Result], dev
     return Result(table, {}, {row["of"]: row["spearman"] for row in rho.to_dict("records")})
 
 
-COLUMNS = ("posterior.dataset", "posterior.hmc_images", "posterior.chains", "posterior.chain.architecture")
+COLUMNS = ("posterior.dataset", "posterior.given_images", "posterior.chains", "posterior.chain.architecture")
 
 
 def summarise(

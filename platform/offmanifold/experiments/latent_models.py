@@ -1,0 +1,238 @@
+"""The models that experiments in latent space lay side by side, all given the same images: networks, ensembles of them, and HMC."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol
+
+import torch
+
+from offmanifold.data import DataError, Images, Source
+from offmanifold.data.shards import Plan
+from offmanifold.experiments import bayesian_lenet, latent_plane, manifold, sample_hmc
+from offmanifold.experiments.bayesian_lenet import Chain, Network
+from offmanifold.experiments.latent_plane import Plane
+from offmanifold.experiments.manifold import Autoencoder
+from offmanifold.inference import Posterior, sampler, sgd
+from offmanifold.inference.ensemble import Ensemble
+from offmanifold.inference.hmc import Bayesian
+from offmanifold.result import Result
+
+
+class Kind(NamedTuple):
+    """What a model is called in tables and figures, and its colour (Okabe & Ito's)."""
+
+    title: str
+    colour: str
+
+
+KINDS: dict[str, Kind] = {
+    "dropout": Kind("dropout", "#D55E00"),
+    "dropout_ensemble": Kind("dropout ensemble", "#0072B2"),
+    "deterministic": Kind("deterministic", "#E69F00"),
+    "deterministic_ensemble": Kind("deterministic ensemble", "#009E73"),
+    "hmc": Kind("HMC", "#CC79A7"),
+}
+CHAIN = "hmc_chain"
+"""A single chain of HMC: what trained networks' spread is to the others."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """Which models are looked into, and in which plane. The defaults are of the preset quick."""
+
+    posterior: bayesian_lenet.Config = field(default_factory=bayesian_lenet.Config)
+    data: manifold.Config = field(default_factory=manifold.Config)
+    training: sgd.Config = bayesian_lenet.TRAINING
+    models: tuple[str, ...] = tuple(KINDS)
+    """Models to compare: dropout, dropout_ensemble, deterministic, deterministic_ensemble, hmc. All are of the chains' architecture."""
+    convolution_dropout: float = 0.25
+    """Dropout rate after the convolutions."""
+    dense_dropout: float = 0.5
+    """Dropout rate after the last hidden layer."""
+    members: int = 2
+    """Networks in an ensemble; the single network is the first of its repetition's."""
+    repetitions: int = 2
+    """Networks and ensembles of each kind: the spread is over them, and over HMC's chains."""
+    asked_draws: int = 20
+    """Draws that answer, of every posterior as many: few draws make mutual information smaller."""
+    health_images: int = 100
+    """Test images whose log-probabilities say whether the chains have mixed."""
+
+    def __post_init__(self) -> None:
+        self.posterior.check(self.data)
+        if not self.posterior.on_manifold and self.posterior.dataset != self.data.vae_dataset:
+            models, plane = self.posterior.dataset, self.data.vae_dataset
+            raise ValueError(f"the models are of {models}, the latent plane of {plane}: give dataset and vae_dataset alike")
+        if not self.models or len(set(self.models)) < len(self.models):
+            raise ValueError(f"models must be named once each, and at least one: not {self.models}")
+        if unknown := [model for model in self.models if model not in KINDS]:
+            raise ValueError(f"model {unknown[0]!r} is unknown; there are: {', '.join(KINDS)}")
+        for name in ("members", "repetitions"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if self.asked_draws < 2:
+            raise ValueError(f"asked_draws must be at least 2, not {self.asked_draws}: one draw has no mutual information")
+        of_chain = self.posterior.chain.sampling.draws
+        if self.hmc and self.asked_draws > of_chain:
+            raise ValueError(f"asked_draws is {self.asked_draws}, a chain has {of_chain} draws: ask for fewer, or sample more")
+        if any(model.startswith("dropout") for model in self.models) and not any(self.dropout):
+            raise ValueError("both dropout rates are 0: a dropout network needs one above 0")
+        if self.hmc:
+            sample_hmc.check_health_images(self.health_images, self.posterior, self.data)
+
+    @property
+    def hmc(self) -> bool:
+        """Are chains among the models?"""
+        return "hmc" in self.models
+
+    @property
+    def dropout(self) -> tuple[float, float]:
+        """Rates after the convolutions and the dense layer."""
+        return self.convolution_dropout, self.dense_dropout
+
+
+QUICK_CHAIN = Bayesian(sampling=sampler.Config(warmup=20, draws=20, max_tree_depth=4))
+QUICK = Config(bayesian_lenet.Config("digits", given_images=500, chains=2, chain=QUICK_CHAIN))
+LAPTOP = Config(
+    bayesian_lenet.Config("mnist", given_images=2000, chains=4),
+    manifold.LAPTOP,
+    members=4,
+    repetitions=5,
+    asked_draws=50,
+    health_images=200,
+)
+PAPER = Config(
+    bayesian_lenet.Config("mnist", 5000, sample_hmc.PAPER.chains, sample_hmc.PAPER.chain),
+    manifold.LAPTOP,
+    members=4,
+    repetitions=5,
+    asked_draws=100,
+    health_images=500,
+)
+"""quick: digits, no download. laptop: LeNet-5 on 2,000 images of MNIST, as HMC's chains. paper: the paper's LeNet on 5,000, for GPUs."""
+
+
+@dataclass(frozen=True)
+class Model:
+    """One posterior: a repetition of a kind of model, or HMC."""
+
+    kind: str
+    repetition: int
+    """Of hmc_chain: the chain's index."""
+    of: tuple[Chain | Network, ...]
+
+    @property
+    def name(self) -> str:
+        return self.kind if self.kind == "hmc" else f"{self.kind} {self.repetition}"
+
+
+def load(config: Config) -> Source:
+    """The images; ``DataError`` where there are too few for the models or the VAE."""
+    source = bayesian_lenet.load(config.posterior, config.data)
+    if not config.posterior.on_manifold:
+        manifold.check(config.data, source)
+        if config.hmc and config.health_images > len(source.test):
+            raise DataError(f"{source.name} has {len(source.test):,} test images, health_images is {config.health_images:,}")
+    return source
+
+
+class Stages(Protocol):
+    """How whoever runs an experiment has cells made, and data sets written: a job."""
+
+    def sweep(self, stage: str, make: Any, cells: Sequence[Any], on: Images | None = None) -> Mapping[Any, Result]:
+        """Each cell's result."""
+
+    def chains(self, stage: str, make: Any, cells: Sequence[Any], on: Images | None = None) -> Mapping[Any, Result]:
+        """The same of Markov chains."""
+
+    def write(self, plan: Plan, folder: str = "") -> str:
+        """Where the data set is."""
+
+
+class Made(NamedTuple):
+    """The models that could be made."""
+
+    models: list["Model"]
+    verdict: str
+    """Of HMC's chains: healthy, doubtful, failed, or not judged."""
+    health: str
+    """The verdict, and why."""
+
+
+def plane(config: Config, seed: int, source: Source, job: Stages) -> tuple[Any, Plane]:
+    """The data that the models are given (the source, or a ``ManifoldMnist``) and the latent plane; the VAE is found or trained."""
+    data = bayesian_lenet.prepare(config.posterior, config.data, seed, source, job.sweep, job.write)
+    cells = autoencoders(config, seed)
+    trained = job.sweep("vae", manifold.train, cells) if cells else {}
+    return data, latent_plane.of(data, config.posterior.given_images, seed, trained)
+
+
+def make(config: Config, seed: int, data: Images, job: Stages) -> Made:
+    """Every model, of networks and chains that are found or made, and the chains' verdict."""
+    cells = networks(config, seed)
+    trained = job.sweep("train", bayesian_lenet.train, cells, on=data) if cells else {}
+    if not config.hmc:
+        return Made(models(config, trained, ()), "not asked for", "not asked for")
+    sampled = job.chains("sample", bayesian_lenet.sample, bayesian_lenet.chains(config.posterior, seed), on=data)
+    health = sample_hmc.Health(tuple(sampled), config.posterior.chains, config.health_images, seed)
+    judged = job.sweep("health", sample_hmc.judge, [health], on=data)
+    row = next((result.table.iloc[0] for result in judged.values()), {"verdict": "not judged", "health": "not judged"})
+    return Made(models(config, trained, sampled), str(row["verdict"]), str(row["health"]))
+
+
+def autoencoders(config: Config, seed: int) -> list[Autoencoder]:
+    """The VAE of the plane, where Manifold MNIST does not bring it: the one that the data set is made with is found."""
+    return [] if config.posterior.on_manifold else [manifold.autoencoder_of(config.data, seed)]
+
+
+def networks(config: Config, seed: int) -> list[Network]:
+    """Every network of every model."""
+    cells = []
+    for kind, dropout in (("dropout", config.dropout), ("deterministic", (0.0, 0.0))):
+        if wanted := [model for model in config.models if model.startswith(kind)]:
+            members = config.members if f"{kind}_ensemble" in wanted else 1
+            cells += bayesian_lenet.networks(config.posterior, config.training, config.repetitions, members, seed, dropout)
+    return cells
+
+
+def models(config: Config, trained: Iterable[Network], sampled: Iterable[Chain]) -> list[Model]:
+    """Every posterior that can be made of the networks and chains that there are; an ensemble needs all its members."""
+    groups: dict[tuple[str, int], list[Network]] = {}
+    for network in trained:
+        groups.setdefault((network.kind, network.repetition), []).append(network)
+    found = []
+    for kind in config.models:
+        for (of, repetition), group in groups.items():
+            first = [network for network in group if network.index == 0]
+            if kind == of and first:
+                found.append(Model(kind, repetition, tuple(first)))
+            if kind == f"{of}_ensemble" and len(group) == config.members:
+                found.append(Model(kind, repetition, tuple(group)))
+    of_chains = tuple(sampled)
+    if of_chains:
+        found.append(Model("hmc", 0, of_chains))
+    if len(of_chains) > 1:
+        found += [Model(CHAIN, chain.index, (chain,)) for chain in of_chains]
+    return found
+
+
+def posterior(model: Model, results: Mapping[Chain | Network, Result], data: Images, device: torch.device) -> Posterior:
+    """The model, of its networks' or chains' results; ``DataError`` where draws are of other classes than the data has."""
+    sampled = [chain for chain in model.of if isinstance(chain, Chain)]
+    if sampled:
+        return bayesian_lenet.posterior(sampled, [results[chain] for chain in sampled], data, device)
+    members = [bayesian_lenet.of_network(network, results[network], data, device) for network in model.of if isinstance(network, Network)]
+    return Ensemble(members) if model.kind.endswith("_ensemble") else members[0]
+
+
+def needed(of: Sequence[Model]) -> tuple[Chain | Network, ...]:
+    """The networks and chains of these models, each once."""
+    return tuple(dict.fromkeys(cell for model in of for cell in model.of))
+
+
+def of_what(config: Config, verdict: str) -> str:
+    """For titles: what the models were given, how many draws answer, and whether the chains are to be believed."""
+    posterior = config.posterior
+    where = f"Manifold MNIST ({config.data.vae_dataset})" if posterior.on_manifold else posterior.dataset
+    chains = f"; HMC's chains: {verdict}" if config.hmc else ""
+    return f"{where}, {posterior.given_images:,} training images, {posterior.chain.architecture}, {config.asked_draws} draws{chains}"
