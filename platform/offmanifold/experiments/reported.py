@@ -17,6 +17,7 @@ class Reported:
 
 
 GS_TABLE_1 = "Gal & Smith (2018), table 1"
+GS_TABLE_3 = "Gal & Smith (2018), table 3"
 GS_TABLE_4 = "Gal & Smith (2018), table 4"
 
 ENSEMBLE_ROBUSTNESS: dict[tuple[str, str, float], Reported] = {
@@ -38,3 +39,9 @@ HMC_ROBUSTNESS: dict[tuple[str, float], dict[str, Reported]] = {
 }
 """(model, epsilon) -> MIM, untargeted, on Manifold MNIST, one fresh draw a step: success in changing the true label by the attack and by
 noise of the same size; mean predictive entropy (nats) of the images. 5 repetitions."""
+
+GARBAGE: dict[str, Reported] = {
+    "latent search": Reported(0.76, None, GS_TABLE_3),
+    "fgm": Reported(0.60, None, GS_TABLE_3),
+}
+"""Attack -> share of garbage images that a dropout LeNet on MNIST is sure of (p > 0.9), of 15 images; untargeted FGM."""

@@ -1,0 +1,200 @@
+"""Garbage that a model is sure of, found by asking it: no gradient.  Gal & Smith (2018), section 6.3.
+
+The attacker has images, a decoder of a latent plane in which they lie, and an ``Oracle``. Points of the plane are decoded and asked about;
+of those that the model is sure of, the farthest from all images are returned.
+"""
+
+import heapq
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.stats import qmc
+from torch import Tensor
+
+from offmanifold.randomness import derive
+
+Floats = NDArray[np.float64]
+Extent = tuple[float, float, float, float]
+"""Smallest and largest latent 0, smallest and largest latent 1."""
+COARSE, AT_ONCE = 0.25, 32
+"""Of a refined search: the share of its queries that go to the first grid; cells that are cut in four together."""
+
+
+class Space(Protocol):
+    """The latent plane."""
+
+    def decode(self, z: Tensor) -> Tensor:
+        """Latents (n, 2) -> images (n, channels, height, width)."""
+
+    def distance(self, z: Tensor) -> Floats:
+        """From latents (n, 2) to the nearest of the attacker's images: (n,)."""
+
+
+class OutOfQueries(Exception):
+    """More was asked than the budget allows."""
+
+
+@dataclass
+class Oracle:
+    """A model that says how sure it is of images, so many times and no more."""
+
+    query: Callable[[Tensor], tuple[Tensor, Tensor]]
+    """Images (n, ...) -> largest probability, mutual information in nats (NaN of a single function), each (n,)."""
+    budget: int
+    """Images that may be asked about."""
+    asked: int = 0
+    """Images that were."""
+
+    def __post_init__(self) -> None:
+        if self.budget < 1:
+            raise ValueError(f"the budget must be at least 1 query, not {self.budget}")
+
+    @property
+    def left(self) -> int:
+        """Queries that are left."""
+        return self.budget - self.asked
+
+    def __call__(self, images: Tensor) -> tuple[Floats, Floats]:
+        """Largest probability and mutual information of each image; ``OutOfQueries`` before the model is asked."""
+        if len(images) > self.left:
+            raise OutOfQueries(f"{len(images)} images are asked about, {self.left} of {self.budget} queries are left")
+        self.asked += len(images)
+        confidence, information = self.query(images)
+        return confidence.cpu().double().numpy(), information.cpu().double().numpy()
+
+
+@dataclass(frozen=True)
+class Sure:
+    """When the attacker takes a model to be sure of an image."""
+
+    criterion: Literal["mutual_information", "confidence"]
+    threshold: float
+    """Largest mutual information (nats), as in the paper; or smallest confidence."""
+
+    def closeness(self, confidence: Floats, information: Floats) -> Floats:
+        """1 where the model is sure, less the farther it is from that: (n,) -> (n,)."""
+        if self.criterion == "confidence":
+            return np.minimum(1.0, confidence / self.threshold)
+        with np.errstate(divide="ignore"):
+            return np.minimum(1.0, self.threshold / np.maximum(information, 0.0))
+
+
+@dataclass(frozen=True)
+class Tried:
+    """Points of the plane in the order in which the model was asked about them."""
+
+    z: Floats
+    """(n, 2)."""
+    distance: Floats
+    """To the nearest of the attacker's images: (n,)."""
+    confidence: Floats
+    information: Floats
+    """What the model said: (n,)."""
+
+    def __len__(self) -> int:
+        return len(self.z)
+
+    def first(self, queries: int) -> "Tried":
+        """What was known after so many queries."""
+        return Tried(self.z[:queries], self.distance[:queries], self.confidence[:queries], self.information[:queries])
+
+    def extended(self, other: "Tried") -> "Tried":
+        """These points, then the others."""
+        pairs = zip(vars(self).values(), vars(other).values(), strict=True)
+        return Tried(*(np.concatenate(pair) for pair in pairs))
+
+
+Strategy = Callable[[Oracle, Space, Extent, Sure, int], Tried]
+"""(oracle, plane, extent, sure, seed) -> what was tried, with all queries that are left."""
+
+
+def grid(oracle: Oracle, space: Space, extent: Extent, sure: Sure, seed: int) -> Tried:
+    """As the paper: a square grid, as fine as the queries allow, asked about in a random order, so that few queries cover the plane too."""
+    return _try(oracle, space, _centres(extent, int(np.sqrt(oracle.left)), seed)[0])
+
+
+def sobol(oracle: Oracle, space: Space, extent: Extent, sure: Sure, seed: int) -> Tried:
+    """Quasi-random points (Sobol 1967, scrambled by the seed): more of them begin with the fewer."""
+    count = oracle.left
+    points = qmc.Sobol(d=2, scramble=True, rng=np.random.default_rng(derive(seed, "sobol"))).random_base2(int(np.ceil(np.log2(count))))
+    low, high = np.array(extent[::2]), np.array(extent[1::2])
+    return _try(oracle, space, low + points[:count] * (high - low))
+
+
+def refined(oracle: Oracle, space: Space, extent: Extent, sure: Sure, seed: int) -> Tried:
+    """A coarse grid, and then always the most promising cells cut in four: near to sure, far from the data, not yet cut small.
+
+    Beyond the paper: the same budget, spent where holes are.
+    """
+    side = max(1, int(np.sqrt(COARSE * oracle.left)))
+    z, half = _centres(extent, side, seed)
+    tried = _try(oracle, space, z)
+    cells: list[tuple[float, int, int]] = []
+
+    def push(first: int, depth: int) -> None:
+        promise = sure.closeness(tried.confidence[first:], tried.information[first:]) * tried.distance[first:] / 2**depth
+        for place, value in enumerate(promise.tolist(), start=first):
+            heapq.heappush(cells, (-value, place, depth))
+
+    push(0, 0)
+    while oracle.left >= 4:
+        chosen = [heapq.heappop(cells) for _ in range(min(AT_ONCE, oracle.left // 4, len(cells)))]
+        for depth in sorted({depth for _, _, depth in chosen}):
+            parents = tried.z[[place for _, place, of in chosen if of == depth]]
+            corners = np.array([[-1, -1], [-1, 1], [1, -1], [1, 1]]) * half / 2 ** (depth + 1)
+            first = len(tried)
+            tried = tried.extended(_try(oracle, space, (parents[:, None] + corners).reshape(-1, 2)))
+            push(first, depth + 1)
+    return tried
+
+
+STRATEGIES: dict[str, Strategy] = {"grid": grid, "sobol": sobol, "refined": refined}
+
+
+def farthest(tried: Tried, sure: Sure, far: float, wanted: int, apart: float) -> NDArray[np.int64]:
+    """The attack's answer: of the points that are farther than ``far`` and that the model is sure of, the farthest first.
+
+    At most ``wanted``, no two of them nearer to one another in the plane than ``apart`` (latent units): copies of one image are one.
+    """
+    there = np.flatnonzero((sure.closeness(tried.confidence, tried.information) >= 1) & (tried.distance > far))
+    found: list[int] = []
+    for place in there[np.argsort(-tried.distance[there], kind="stable")]:
+        if len(found) == wanted:
+            break
+        if not found or np.linalg.norm(tried.z[found] - tried.z[place], axis=1).min() >= apart:
+            found.append(int(place))
+    return np.array(found, dtype=np.int64)
+
+
+def random_points(space: Space, extent: Extent, far: float, wanted: int, seed: int) -> Floats:
+    """The control: points drawn uniformly from what is farther than ``far``, the model never asked: (wanted, 2).
+
+    ``ValueError`` where the extent holds next to none.
+    """
+    low, high = np.array(extent[::2]), np.array(extent[1::2])
+    drawn = low + np.random.default_rng(derive(seed, "control")).random((200 * wanted, 2)) * (high - low)
+    there = drawn[space.distance(torch.from_numpy(drawn)) > far]
+    if len(there) < wanted:
+        raise ValueError(
+            f"{len(there)} of {len(drawn)} random points are farther than {far:g} from the data: search farther out, or lower far"
+        )
+    return there[:wanted]
+
+
+def _centres(extent: Extent, side: int, seed: int) -> tuple[Floats, Floats]:
+    """Of the cells of a square grid, in random order: (side², 2); half a cell's width and height."""
+    low, high = np.array(extent[::2]), np.array(extent[1::2])
+    half = (high - low) / (2 * side)
+    steps = np.arange(side)
+    cells = np.stack(np.meshgrid(steps, steps, indexing="ij"), axis=-1).reshape(-1, 2)
+    order = np.random.default_rng(derive(seed, "order")).permutation(side * side)
+    return (low + (2 * cells + 1) * half)[order], half
+
+
+def _try(oracle: Oracle, space: Space, z: Floats) -> Tried:
+    latents = torch.from_numpy(z)
+    return Tried(z, space.distance(latents), *oracle(space.decode(latents)))
