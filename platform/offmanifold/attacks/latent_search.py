@@ -77,10 +77,12 @@ class Sure:
 
     def closeness(self, confidence: Floats, information: Floats) -> Floats:
         """1 where the model is sure, less the farther it is from that: (n,) -> (n,)."""
-        if self.criterion == "confidence":
-            return np.minimum(1.0, confidence / self.threshold)
-        with np.errstate(divide="ignore"):
-            return np.minimum(1.0, self.threshold / np.maximum(information, 0.0))
+        values = confidence / self.threshold
+        if self.criterion == "mutual_information":
+            values = np.full(len(information), 1.0)
+            unsure = ~(information <= self.threshold)
+            values[unsure] = self.threshold / information[unsure]
+        return np.minimum(1.0, values)
 
 
 @dataclass(frozen=True)
@@ -177,7 +179,7 @@ def random_points(space: Space, extent: Extent, far: float, wanted: int, seed: i
     """
     low, high = np.array(extent[::2]), np.array(extent[1::2])
     drawn = low + np.random.default_rng(derive(seed, "control")).random((200 * wanted, 2)) * (high - low)
-    there = drawn[space.distance(torch.from_numpy(drawn)) > far]
+    there: Floats = drawn[space.distance(torch.from_numpy(drawn)) > far]
     if len(there) < wanted:
         raise ValueError(
             f"{len(there)} of {len(drawn)} random points are farther than {far:g} from the data: search farther out, or lower far"
@@ -192,7 +194,8 @@ def _centres(extent: Extent, side: int, seed: int) -> tuple[Floats, Floats]:
     steps = np.arange(side)
     cells = np.stack(np.meshgrid(steps, steps, indexing="ij"), axis=-1).reshape(-1, 2)
     order = np.random.default_rng(derive(seed, "order")).permutation(side * side)
-    return (low + (2 * cells + 1) * half)[order], half
+    centres: Floats = (low + (2 * cells + 1) * half)[order]
+    return centres, half
 
 
 def _try(oracle: Oracle, space: Space, z: Floats) -> Tried:

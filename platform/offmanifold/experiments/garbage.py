@@ -52,7 +52,7 @@ class Config:
     """Images that an attack returns, at most; the paper has 15."""
     far: float = 10.0
     """Least distance of a returned point from the nearest training image's latent, in median nearest-neighbour distances of those."""
-    apart: float = 2.0
+    apart: float = 8.0
     """Least distance of two returned points, in the same: copies of one image are one."""
     margin: float = 0.25
     """Share of the training latents' range by which the search goes beyond them on each side."""

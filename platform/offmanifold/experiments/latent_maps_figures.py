@@ -40,8 +40,8 @@ def map_of(maps: "Maps", model: Model, measure: str, far: float) -> Figure:
     image = _map(axes, maps, model, measure, _top(maps, measure))
     _latents(axes, maps)
     _far(axes, maps, far)
-    axes.legend(title="class", markerscale=2, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
-    figure.colorbar(image, ax=axes, label=f"{measure.replace('_', ' ')} ({UNITS.get(measure, 'nats')})", pad=0.12)
+    _legend(figure, axes)
+    figure.colorbar(image, ax=axes, label=f"{measure.replace('_', ' ')} ({UNITS.get(measure, 'nats')})")
     source = SOURCES.get((model.kind, measure), "not in the papers")
     axes.set(xlabel="latent 0", ylabel="latent 1")
     figure.suptitle(
@@ -65,9 +65,9 @@ def sheet(maps: "Maps", measure: str, far: float) -> Figure:
         axes.set(xlabel="latent 0", title=KINDS[model.kind].title + (f"\n({source})" if source else "\n"))
         axes.title.set_fontsize(9)
     panels[0].set_ylabel("latent 1")
-    panels[-1].legend(title="class", markerscale=3, fontsize=7, loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
+    _legend(figure, panels[0])
     if any(is_defined(maps, model, measure) for model in maps.shown):
-        figure.colorbar(image, ax=list(panels), label=UNITS.get(measure, "nats"), location="right", pad=0.06)
+        figure.colorbar(image, ax=list(panels), label=UNITS.get(measure, "nats"), location="right")
     figure.suptitle(f"{measure.replace('_', ' ').capitalize()} over the latent plane, {maps.what}", fontsize=9)
     return figure
 
@@ -80,7 +80,7 @@ def plane(maps: "Maps", far: float) -> Figure:
     _far(left, maps, far)
     around = extent(maps.grid.rows)
     left.set(xlim=around[:2], ylim=around[2:], xlabel="latent 0", ylabel="latent 1", title="training images; the line: from there on, far")
-    left.legend(title="class", markerscale=2, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
+    _legend(figure, left)
     points = maps.grid.rows[["latent_0", "latent_1"]]
     z = grid(points.min().tolist(), points.max().tolist(), DECODED)
     pixels = maps.plane.decode(z).cpu().numpy()
@@ -116,7 +116,7 @@ def holes(table: pd.DataFrame, summary: pd.DataFrame, how: "Holes", of_what: str
             axes.plot(np.full(len(singles), place), singles, "o", color="black", markersize=3.5)
             if kind == "hmc":
                 axes.plot(place, row[f"{share}_of_all"], "D", color=KINDS[kind].colour, markeredgecolor="black", markersize=7)
-        axes.set_xticks(range(len(kinds)), [KINDS[kind].title.replace(" ", "\n") for kind in kinds], fontsize=8)
+        axes.set_xticks(range(len(kinds)), [KINDS[kind].title.replace(" ", "\n") for kind in kinds], fontsize=7)
         axes.set_title(title, fontsize=9)
         axes.grid(alpha=0.3, axis="y")
     panels[0].set_ylabel("share of far grid points")
@@ -175,6 +175,12 @@ def _latents(axes: Axes, maps: "Maps", size: float = 7) -> None:
     for label, name in enumerate(maps.class_names):
         points = latents[chosen[maps.plane.labels[chosen] == label]]
         axes.scatter(points[:, 0], points[:, 1], s=size, color=TEN[label % len(TEN)], label=name, linewidths=0.2, edgecolors="white")
+
+
+def _legend(figure: Figure, axes: Axes) -> None:
+    """Of the classes, in one line under the figure."""
+    handles, names = axes.get_legend_handles_labels()
+    figure.legend(handles, names, title="class", loc="outside lower center", ncols=len(names), markerscale=2, fontsize=8, columnspacing=0.8)
 
 
 def _far(axes: Axes, maps: "Maps", far: float) -> None:

@@ -110,9 +110,10 @@ def search_maps(results: "Searches", seen: Plane, config: Config, of_what: str) 
 
 def _search_map(axes: Axes, result: Result, way: int, seen: Plane) -> None:
     tried = result.arrays[f"{way}/tried"]
-    axes.scatter(tried[:, 0], tried[:, 1], s=3, color="#BBBBBB", linewidths=0, label="asked")
+    size = 9000 / len(tried)
+    axes.scatter(tried[:, 0], tried[:, 1], s=size, color="#BBBBBB", linewidths=0, marker="s", label="asked")
     sure = tried[tried[:, 2] > 0.9]
-    axes.scatter(sure[:, 0], sure[:, 1], s=3, color="#E69F00", linewidths=0, label="p > 0.9")
+    axes.scatter(sure[:, 0], sure[:, 1], s=size, color="#E69F00", linewidths=0, marker="s", label="p > 0.9")
     axes.scatter(seen.latents[:, 0], seen.latents[:, 1], s=2, color="#56B4E9", linewidths=0, label="training images")
     first, second, success = (result.arrays[f"{way}/{name}"] for name in ("latent_0", "latent_1", "success"))
     axes.scatter(first, second, s=14, marker="x", color="black", linewidths=0.8, label="returned")

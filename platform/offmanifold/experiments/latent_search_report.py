@@ -23,7 +23,7 @@ PAPERS = {"strategy": "grid", "criterion": "mutual_information"}
 
 
 def over_models(rows: pd.DataFrame) -> pd.DataFrame:
-    """A row a (model, judged, way, queries): mean and standard deviation over trained models, or chains, of the share of success and the rest."""
+    """A row a (model, judged, way, queries): mean and standard deviation over trained models, or chains."""
     keys = ["model", "judged", *WAY, "queries", "final"]
     filled = rows.fillna({"strategy": "", "criterion": "", "start": "", "direction": "", "epsilon": -1.0, "queries": 0, "final": True})
     values = ["success", "images", "successes", "far", *(name for name in rows.columns if name.startswith("median_"))]
@@ -37,16 +37,16 @@ def summarise(results: Searches, seen: Plane, config: Config, what: str, health:
     rows = pd.concat([result.table for result in results.values()], ignore_index=True)
     summary = over_models(rows)
     final = summary[summary["final"].astype(bool)]
-    chains = any(kind == "hmc" for kind, _, _ in results)
+    chains, shown, sure = any(kind == "hmc" for kind, _, _ in results), _first(final), f"p > {config.sure_above:g}"
     return Report(
         shown={
-            f"Share of garbage images on which a model is sure (p > {config.sure_above:g}), {what}; paper: {GS_TABLE_3}": table_3(final),
-            f"Is it garbage? What the ways made for {KINDS[(shown := _first(final))].title}": garbage_table(final, shown),
+            f"Share of garbage images on which a model is sure ({sure}), {what}; paper: {GS_TABLE_3}": table_3(final),
+            f"Is it garbage? What the ways made for {_title(shown, 'unseen')}": garbage_table(final, shown),
         },
         notes=[
-            f"latent search: {config.budget:,} queries, {config.calibration} of them to learn what low MI is; the {config.wanted} farthest points "
-            f"of which it is sure, by low MI (under the {config.sure_quantile:.0%} quantile of test images) or by p > {config.sure_above:g}; in "
-            "brackets how many it returned where it found fewer; ± one standard deviation over trained models, or chains.",
+            f"latent search: {config.budget:,} queries, {config.calibration} of them to learn what low MI is; it returns the "
+            f"{config.wanted} farthest points of which it is sure, by low MI (under the {config.sure_quantile:.0%} quantile of test images) "
+            f"or by {sure}; in brackets how many, where fewer; ± one standard deviation over trained models, or chains.",
             "Judged on draws that the attack never met (dropout: other masks; HMC, unseen: other chains; chain: its other half); HMC, all: on "
             "those that were asked, as in the paper. A deterministic network judges itself.",
             f"far: share of the images that the VAE puts farther than {config.far:g} nearest-neighbour distances from the training images; "
@@ -145,8 +145,8 @@ def sentences(final: pd.DataFrame, config: Config) -> list[str]:
         found = ", ".join(f"{_number(value)} by {criterion.replace('_', ' ')}" for criterion, value in searches.items())
         best = f"{fgm['success'].max():.2f}" if len(fgm) else "not tried"
         said.append(
-            f"{_title(kind, judged)}: the grid search finds garbage of which it is sure in {found}; random points {control['success'].iloc[0]:.2f}; "
-            f"untargeted FGM from noise or a blank image, at the best epsilon, {best}."
+            f"{_title(kind, judged)}: of what the grid search returns, the model is sure on {found}; of random far points on "
+            f"{control['success'].iloc[0]:.2f}; untargeted FGM from noise or a blank image, at the best epsilon: {best}."
         )
     return said
 

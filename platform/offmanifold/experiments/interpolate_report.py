@@ -1,0 +1,201 @@
+"""What images between images say of the measures: how well each tells on the manifold from off it, and softmax variance against MI."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy.stats import spearmanr
+
+from offmanifold.evaluation import detection
+from offmanifold.experiments import interpolate_figures as figures
+from offmanifold.experiments.asked import Said
+from offmanifold.experiments.latent_models import CHAIN, KINDS, Made, Model
+from offmanifold.experiments.report import Metric, Report
+from offmanifold.randomness import derive
+from offmanifold.result import Result
+from offmanifold.uncertainty import MEASURES
+
+CONTRASTS = (("pixel", "latent"), ("decoded pixel", "latent"))
+"""(taken as off the manifold, taken as on it): raw digits, which differ from decoded ones in blur too; decoded ones, in the path alone."""
+CLAIM = ("mutual_information", "predictive_entropy")
+"""The first tells the modes apart, the second does not: Smith & Gal (2018), section 4.1."""
+PERTURBATIONS = {"none": "clean", "random_sign": "noise", "mim": "MIM"}
+COLUMNS = ("compared.posterior.dataset", "compared.posterior.given_images", "compared.posterior.chains", "pairs")
+
+
+@dataclass(frozen=True)
+class Interpolated:
+    """What the models said of images between images."""
+
+    halfway: Said
+    way: Said
+    perturbed: Mapping[str, Result]
+    """Model -> the judge's result of clean, noised and attacked images."""
+    made: Made
+    classes: int
+    what: str
+    """For titles."""
+
+    @cached_property
+    def shown(self) -> list[Model]:
+        """One of each kind: the first repetition, and all chains of HMC."""
+        return [next(m for m in self.made.models if m.kind == kind) for kind in KINDS if any(m.kind == kind for m in self.made.models)]
+
+    def of(self, model: str, measure: str, mode: str) -> NDArray[np.float64]:
+        """A model's values halfway, in the order of the pairs: (pairs,)."""
+        rows = self.halfway.rows["mode"] == mode
+        order = self.halfway.rows.loc[rows, "pair"].to_numpy().argsort()
+        values: NDArray[np.float64] = self.halfway.of(model, measure)[rows.to_numpy()][order].astype(np.float64)
+        return values
+
+
+def aucs(found: Interpolated, seed: int) -> pd.DataFrame:
+    """A row a (model, contrast, measure): the AUC of "off the manifold", its interval by bootstrap over pairs, NaN where not applicable.
+
+    ``gap``, ``gap_low``, ``gap_high``: by how much it exceeds that of the predictive entropy, on the same resampled pairs.
+    """
+    rows = []
+    for model in found.made.models:
+        for off, on in CONTRASTS:
+            values = {measure: (found.of(model.name, measure, off), found.of(model.name, measure, on)) for measure in MEASURES}
+            keys = derive(seed, "pairs", off)
+            draws = {measure: detection.auc_draws(*scores, seed=keys) for measure, scores in values.items()}
+            entropy = detection.auc(*values["predictive_entropy"])
+            for measure, scores in values.items():
+                area = detection.auc(*scores)
+                gaps = draws[measure] - draws["predictive_entropy"]
+                row = {"model": model.kind, "repetition": model.repetition, "off": off, "on": on, "measure": measure, "auc": area}
+                row |= dict(zip(("low", "high"), np.percentile(draws[measure], [2.5, 97.5]), strict=True))
+                row |= dict(zip(("gap_low", "gap_high"), np.percentile(gaps, [2.5, 97.5]), strict=True), gap=area - entropy)
+                rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def over_models(table: pd.DataFrame) -> pd.DataFrame:
+    """A row a (kind, contrast, measure): mean, standard deviation and number over trained models, or chains."""
+    groups = table.groupby(["model", "off", "on", "measure"], sort=False)[["auc", "gap"]]
+    summary = groups.mean().join(groups.std(ddof=1), rsuffix="_std").join(groups.size().rename("models"))
+    return summary.reset_index()
+
+
+def relation(found: Interpolated) -> pd.DataFrame:
+    """A row an image: a model's mutual information and softmax variance of clean, noised, attacked and interpolated images."""
+    frames = []
+    for model, result in found.perturbed.items():
+        images = {}
+        for perturbation, name in PERTURBATIONS.items():
+            images[name] = [result.arrays[f"{perturbation}/{measure}"] for measure in ("mutual_information", "softmax_variance")]
+        first = next(m.name for m in found.shown if m.kind == model)
+        rows = slice(0, len(images["clean"][0]))
+        for mode in ("pixel", "latent"):
+            images[f"{mode} halfway"] = [found.of(first, measure, mode)[rows] for measure in ("mutual_information", "softmax_variance")]
+        for name, (information, variance) in images.items():
+            frames.append(pd.DataFrame({"model": model, "images": name, "mutual_information": information, "softmax_variance": variance}))
+    return pd.concat(frames, ignore_index=True)
+
+
+def correlations(table: pd.DataFrame) -> pd.DataFrame:
+    """Spearman's rho of softmax variance with mutual information: a row a model, a column for each kind of image and for all."""
+    rows = []
+    for model, of_model in table.groupby("model", sort=False):
+        groups = {"all": of_model, **dict(iter(of_model.groupby("images", sort=False)))}
+        rho = {name: spearmanr(group["mutual_information"], group["softmax_variance"]).statistic for name, group in groups.items()}
+        rows.append({"model": model, **{str(name): float(value) for name, value in rho.items()}})
+    return pd.DataFrame(rows)
+
+
+def summarise(found: Interpolated, example: tuple[int, int], epsilon: float, seed: int) -> Report:
+    """Tables, figures 2 and 3, softmax variance against mutual information, and sentences."""
+    table = aucs(found, seed).assign(verdict=found.made.verdict)
+    summary = over_models(table)
+    related = relation(found)
+    rho = correlations(related)
+    pairs = found.halfway.rows["pair"].nunique()
+    names = [model.name for model in found.made.models]
+    shown = {
+        f"AUC of each measure, {off} halfway against latent halfway, {pairs:,} pairs, {found.what}": _shown(table, summary, off)
+        for off, on in CONTRASTS
+    }
+    of_rho = rho.assign(model=[KINDS[model].title for model in rho["model"]])
+    shown[f"Spearman's rho of softmax variance with mutual information (SG section 3.2), epsilon {epsilon:g}"] = of_rho.round(3)
+    return Report(
+        shown=shown,
+        notes=[
+            "AUC: the probability that an image off the manifold has more of the measure than one on it; 0.5: it tells nothing. The mean ± "
+            "standard deviation over trained models (HMC: over chains); in brackets the 95 % interval of the first (HMC: of all chains "
+            "together), by bootstrap over pairs.",
+            "pixel against latent: raw digits are sharper than decoded ones, so the images differ in more than the path; decoded pixel "
+            "against latent: both of decoded digits, the path alone.",
+        ],
+        conclusion=[*sentences(table, summary, rho), *_health(found.made)],
+        tables={
+            "halfway": found.halfway.table(names),
+            "way": found.way.table(names),
+            "aucs": table,
+            "summary": summary,
+            "variance_against_information": related,
+            "correlations": rho,
+        },
+        figures={
+            "figure_2_one_way": figures.one_way(found, example),
+            "figure_3_halfway": figures.halfway(found, table),
+            "variance_against_information": figures.variance(related, rho, found.classes, epsilon, found.what),
+        },
+        metrics=[
+            Metric(f"{row.model}.{row.off.replace(' ', '_')}.{row.measure}", row.auc)
+            for row in summary.itertuples()
+            if np.isfinite(row.auc)
+        ],
+        headline={
+            f"{row.model} {row.measure}": row.auc
+            for row in summary[(summary["off"] == "decoded pixel") & summary["measure"].isin(CLAIM)].itertuples()
+            if np.isfinite(row.auc)
+        },
+        columns=COLUMNS,
+    )
+
+
+def sentences(table: pd.DataFrame, summary: pd.DataFrame, rho: pd.DataFrame) -> list[str]:
+    """What the numbers say of the claim that MI tells the modes apart and entropy does not."""
+    said = []
+    for model in [model for model in KINDS if (table["model"] == model).any()]:
+        for off, _ in CONTRASTS:
+            of = table[(table["model"] == model) & (table["repetition"] == 0) & (table["off"] == off)].set_index("measure")
+            information, entropy = (of.loc[measure] for measure in CLAIM)
+            if not np.isfinite(information["auc"]):
+                continue
+            better = "more" if information["gap_low"] > 0 else "less" if information["gap_high"] < 0 else "no more"
+            gap = f"{information['gap']:+.3f} [{information['gap_low']:+.3f}, {information['gap_high']:+.3f}]"
+            said.append(
+                f"{KINDS[model].title}, {off} against latent: MI tells {better} than entropy, AUC {_interval(information)} against "
+                f"{_interval(entropy)}, paired difference {gap}."
+            )
+    if len(rho):
+        low, high = rho["all"].min(), rho["all"].max()
+        said.append(f"Softmax variance goes with mutual information: Spearman's rho of all images {low:.3f} to {high:.3f}.")
+    return said
+
+
+def _health(made: Made) -> list[str]:
+    return [f"Health of HMC's chains: {made.health}."] if any(model.kind == "hmc" for model in made.models) else []
+
+
+def _interval(row: pd.Series) -> str:
+    return f"{row['auc']:.3f} [{row['low']:.3f}, {row['high']:.3f}]"
+
+
+def _shown(table: pd.DataFrame, summary: pd.DataFrame, off: str) -> pd.DataFrame:
+    rows = []
+    for model in [model for model in KINDS if (table["model"] == model).any()]:
+        spread_of = CHAIN if model == "hmc" and (table["model"] == CHAIN).any() else model
+        row = {"model": KINDS[model].title}
+        for measure in MEASURES:
+            first = table[(table["model"] == model) & (table["off"] == off) & (table["measure"] == measure)].iloc[0]
+            spread = summary[(summary["model"] == spread_of) & (summary["off"] == off) & (summary["measure"] == measure)].iloc[0]
+            bars = f" ± {spread['auc_std']:.3f}" if np.isfinite(spread["auc_std"]) else ""
+            row[measure] = f"{spread['auc']:.3f}{bars} [{first['low']:.3f}, {first['high']:.3f}]" if np.isfinite(first["auc"]) else "n/a"
+        rows.append(row)
+    return pd.DataFrame(rows)
