@@ -198,9 +198,10 @@ def _covered(kind: str, table: pd.DataFrame) -> str:
     low, high = t_interval(list(gaps))
     verb = "covers some holes" if low > 0 else "opens holes" if high < 0 else "does not clearly cover holes"
     sure = "sure and confident" if share == "both" else "confident"
+    gap = f"{gaps.mean():+.1%} [{low:+.1%}, {high:+.1%}] of {len(gaps)} (t-interval)"
     return (
-        f"An ensemble {verb} of a {KINDS[kind].title} network: that is {sure} on {single[share].mean():.1%} of the far points, the ensemble "
-        f"on {ensemble[share].mean():.1%}; paired difference {gaps.mean():+.1%} [{low:+.1%}, {high:+.1%}] of {len(gaps)} (t-interval)."
+        f"An ensemble {verb} of a {KINDS[kind].title} network: that is {sure} on {single[share].mean():.1%} of the far points, the "
+        f"ensemble on {ensemble[share].mean():.1%}; paired difference {gap}."
     )
 
 

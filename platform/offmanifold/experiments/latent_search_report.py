@@ -47,8 +47,8 @@ def summarise(results: Searches, seen: Plane, config: Config, what: str, health:
             f"latent search: {config.budget:,} queries, {config.calibration} of them to learn what low MI is; it returns the "
             f"{config.wanted} farthest points of which it is sure, by low MI (under the {config.sure_quantile:.0%} quantile of test images) "
             f"or by {sure}; in brackets how many, where fewer; ± one standard deviation over trained models, or chains.",
-            "Judged on draws that the attack never met (dropout: other masks; HMC, unseen: other chains; chain: its other half); HMC, all: on "
-            "those that were asked, as in the paper. A deterministic network judges itself.",
+            "Judged on draws that the attack never met (dropout: other masks; HMC, unseen: other chains; chain: its other half); HMC, all: "
+            "on those that were asked, as in the paper. A deterministic network judges itself.",
             f"far: share of the images that the VAE puts farther than {config.far:g} nearest-neighbour distances from the training images; "
             "distance: median of that; pixels: median L2 to the nearest training image. Test images are the yardstick.",
         ],
