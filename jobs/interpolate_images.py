@@ -7,7 +7,7 @@ model, with decoded digits too, a test of the claim, and softmax variance beside
 mutual information. The models of map_latent_uncertainty are found.
 """
 
-from offmanifold.experiments import asked, latent_models
+from offmanifold.experiments import asked, latent_stages
 from offmanifold.experiments import interpolate_images as experiment
 from offmanifold.orchestration.job import start
 
@@ -16,11 +16,12 @@ def main() -> None:
     with start(__doc__, experiment.PRESETS) as job:
         config = job.config
         source = job.load(experiment.load)
-        data, _ = latent_models.plane(config.compared, config.seed, source, job)
+        data, _ = latent_stages.plane(config.compared, config.seed, source, job)
         experiment.check(config, data)
-        made = latent_models.make(config.compared, config.seed, data, job)
+        made = latent_stages.make(config.compared, config.seed, data, job)
         answers = job.sweep("ask", asked.ask, experiment.questions(config, made.models), on=data)
-        perturbed = job.sweep("compare", experiment.compare, experiment.compared(config, made.models), on=data, needed=False)
+        cells = experiment.compared(config, made.models)
+        perturbed = job.sweep("compare", experiment.compare, cells, on=data, needed=False) if cells else {}
         job.report(experiment.summarise(config, data, made, answers, perturbed))
 
 

@@ -7,7 +7,7 @@ model is given the same images, and the holes are counted. The chains of
 sample_hmc on the same data are found.
 """
 
-from offmanifold.experiments import asked, latent_models
+from offmanifold.experiments import asked, latent_stages
 from offmanifold.experiments import map_latent_uncertainty as experiment
 from offmanifold.orchestration.job import start
 
@@ -16,9 +16,9 @@ def main() -> None:
     with start(__doc__, experiment.PRESETS) as job:
         config = job.config
         source = job.load(experiment.load)
-        data, plane = latent_models.plane(config.compared, config.seed, source, job)
+        data, plane = latent_stages.plane(config.compared, config.seed, source, job)
         experiment.check(config, plane)
-        made = latent_models.make(config.compared, config.seed, data, job)
+        made = latent_stages.make(config.compared, config.seed, data, job)
         answers = job.sweep("ask", asked.ask, experiment.questions(config, made.models), on=data)
         job.report(experiment.summarise(config, plane, data.test.class_names, made, answers))
 

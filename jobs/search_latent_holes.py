@@ -7,7 +7,7 @@ the search, its control and the fast-gradient step on every model, judged on
 draws that no attack saw. The models of map_latent_uncertainty are found.
 """
 
-from offmanifold.experiments import latent_models
+from offmanifold.experiments import latent_stages
 from offmanifold.experiments import search_latent_holes as experiment
 from offmanifold.orchestration.job import start
 
@@ -16,10 +16,11 @@ def main() -> None:
     with start(__doc__, experiment.PRESETS) as job:
         config = job.config
         source = job.load(experiment.load)
-        data, plane = latent_models.plane(config.compared, config.seed, source, job)
-        made = latent_models.make(config.compared, config.seed, data, job)
+        data, plane = latent_stages.plane(config.compared, config.seed, source, job)
+        experiment.check(config, plane)
+        made = latent_stages.make(config.compared, config.seed, data, job)
         found = job.sweep("search", experiment.search, experiment.searched(config, made.models), on=data)
-        job.report(experiment.summarise(config, plane, made, found))
+        job.report(experiment.summarise(config, data, plane, made, found))
 
 
 if __name__ == "__main__":

@@ -1,20 +1,17 @@
 """What tests share: real digits, and one network of each kind trained on them."""
 
-import json
 import logging
 import os
-import subprocess
 import sys
 import tempfile
 import uuid
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import boto3
 import pytest
 import torch
+from aside import Aside, Program
 from moto.server import ThreadedMotoServer
 
 from offmanifold import data
@@ -130,35 +127,39 @@ def shard_contents(known_manifold):
     return manifold_mnist.contents(known_manifold.manifold, known_manifold.held_out, 0, {})
 
 
-@dataclass(frozen=True)
-class TwoNodes:
-    """tests/two_nodes.py, on its way."""
-
-    process: subprocess.Popen
-    root: Path
-
-    def said(self) -> dict[str, Any]:
-        """What it says at its end."""
-        assert self.process.wait(timeout=170) == 0, (self.root / "errors").read_text()
-        return json.loads((self.root / "output").read_text().splitlines()[-1])
+JOBS = """
+import runpy, sys
+for line in sys.stdin.read().splitlines():
+    sys.argv = line.split()
+    runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+"""Jobs, a line each, in one process: libraries are imported once."""
 
 
 @pytest.fixture(scope="session", autouse=True)
-def two_nodes(request, tmp_path_factory) -> Iterator[TwoNodes | None]:
-    """Begun before the first test, where its own tests are to be run: it waits most of its minute, and other tests need not."""
-    if not any(item.path.name == "test_two_nodes.py" for item in request.session.items):
-        yield None
-        return
-    root = tmp_path_factory.mktemp("nodes")
-    plan = manifold_mnist.plan({"train": 60, "validation": 20, "test": 20}, 20, 0, {}, lambda: None)
-    contents = request.getfixturevalue("shard_contents")
-    (root / "plan").write_bytes(ray.cloudpickle.dumps((plan.name, plan.recipe, plan.rows, contents)))
-    command = [sys.executable, str(Path(__file__).parent / "two_nodes.py"), *(str(root / name) for name in ("plan", "data", "storage"))]
-    with (root / "output").open("w") as output, (root / "errors").open("w") as errors:
-        process = subprocess.Popen(command, stdout=output, stderr=errors)
-    yield TwoNodes(process, root)
-    process.kill()
-    process.wait()
+def aside(request, tmp_path_factory) -> Iterator[dict[str, Program]]:
+    """Begun before the first test, where their own tests are to be run: programs that take a minute or two and mostly wait.
+
+    two_nodes: tests/two_nodes.py. jobs: a storage folder in which the jobs of test_manifold_jobs.py and test_latent_jobs.py were run.
+    """
+    wanted = {item.path.stem: item.module for item in request.session.items}
+    programs = {}
+    if "test_two_nodes" in wanted:
+        root = tmp_path_factory.mktemp("nodes")
+        plan = manifold_mnist.plan({"train": 60, "validation": 20, "test": 20}, 20, 0, {}, lambda: None)
+        contents = request.getfixturevalue("shard_contents")
+        (root / "plan").write_bytes(ray.cloudpickle.dumps((plan.name, plan.recipe, plan.rows, contents)))
+        script = str(Path(__file__).parent / "two_nodes.py")
+        programs["two_nodes"] = Program([sys.executable, script, *(str(root / name) for name in ("plan", "data", "storage"))], root)
+    if lines := [line for name in ("test_manifold_jobs", "test_latent_jobs") if name in wanted for line in wanted[name].JOBS]:
+        root = tmp_path_factory.mktemp("jobs")
+        kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+        environment = kept | {"OFFMANIFOLD_STORAGE": str(root), "MLFLOW_TRACKING_URI": ""}
+        programs["jobs"] = Program([sys.executable, "-c", JOBS], root, "\n".join(lines).replace("STORAGE", str(root)), environment)
+    beside = Aside(programs)
+    beside.start()
+    yield programs
+    beside.stop()
 
 
 ROOT = Path(__file__).parents[1]

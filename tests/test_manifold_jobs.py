@@ -1,8 +1,5 @@
 """Two jobs on Manifold MNIST, one after the other in one process: the first builds the data set, the second samples on it."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pandas as pd
@@ -12,35 +9,20 @@ from mlflow.tracking import MlflowClient
 from offmanifold.data import manifold_mnist
 from offmanifold.inference import hmc
 
-ROOT = Path(__file__).parents[1]
-
-RUN = """
-import runpy, sys
-for line in sys.stdin.read().splitlines():
-    sys.argv = line.split()
-    runpy.run_path(sys.argv[0], run_name="__main__")
-"""
-
-DATA = "--vae-images 300 --held-out-images 100 --vae-epochs 6 --hidden 64 32 --name tiny"
+DATA = "--vae-images 300 --held-out-images 100 --vae-epochs 6 --hidden 64 32 --folder STORAGE/mine --name tiny"
 CHAINS = "--given-images 100 --chains 2 --warmup 3 --draws 4 --max-tree-depth 2 --epochs 2 --health-images 20"
+JOBS = [
+    f"jobs/density_along_attack.py {DATA} --steps 3 --images 4 --repetitions 1 --epochs 2",
+    f"jobs/sample_hmc.py {DATA} {CHAINS} --grid-points 6",
+]
 
 
 @pytest.fixture(scope="module")
-def done(tmp_path_factory) -> tuple[Path, str]:
+def done(aside) -> tuple[Path, str]:
     """The storage, and what the jobs said."""
-    storage = tmp_path_factory.mktemp("storage")
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    environment = kept | {"OFFMANIFOLD_STORAGE": str(storage), "MLFLOW_TRACKING_URI": ""}
-    folder = f"--folder {storage}/mine"
-    jobs = [
-        f"jobs/density_along_attack.py {DATA} {folder} --steps 3 --images 4 --repetitions 1 --epochs 2",
-        f"jobs/sample_hmc.py {DATA} {folder} {CHAINS} --grid-points 6",
-    ]
-    command = [sys.executable, "-c", RUN]
-    done = subprocess.run(command, input="\n".join(jobs), env=environment, cwd=ROOT, capture_output=True, text=True, timeout=280)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert not done.stderr
-    return storage, done.stdout
+    said = aside["jobs"].said()
+    assert not aside["jobs"].errors
+    return aside["jobs"].root, said
 
 
 def files_of(storage: Path, experiment: str) -> set[str]:
@@ -50,7 +32,7 @@ def files_of(storage: Path, experiment: str) -> set[str]:
     return {artifact.path for artifact in client.list_artifacts(run.info.run_id)}
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(420)
 def test_the_data_set_is_built_by_the_first_and_walked_with_every_figure_in_mlflow(done):
     storage, said = done
     assert said.count("shards: 3 made, 0 found, 0 failed") == 1

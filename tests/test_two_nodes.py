@@ -1,5 +1,7 @@
 """What needs more than one machine, on Ray's local cluster: both write shards, and a chain outlives the node it runs on."""
 
+import json
+
 import pytest
 import torch
 
@@ -9,8 +11,13 @@ SEGMENTS = 6
 
 
 @pytest.fixture(scope="module")
+def two_nodes(aside):
+    return aside["two_nodes"]
+
+
+@pytest.fixture(scope="module")
 def said(two_nodes):
-    return two_nodes.said()
+    return json.loads(two_nodes.said().splitlines()[-1])
 
 
 @pytest.mark.timeout(200)

@@ -12,7 +12,6 @@ from typing import Literal, Protocol
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.stats import qmc
 from torch import Tensor
 
 from offmanifold.randomness import derive
@@ -28,7 +27,7 @@ class Space(Protocol):
     """The latent plane."""
 
     def decode(self, z: Tensor) -> Tensor:
-        """Latents (n, 2) -> images (n, channels, height, width)."""
+        """Latents (n, 2), of none too, -> images (n, channels, height, width)."""
 
     def distance(self, z: Tensor) -> Floats:
         """From latents (n, 2) to the nearest of the attacker's images: (n,)."""
@@ -77,12 +76,12 @@ class Sure:
 
     def closeness(self, confidence: Floats, information: Floats) -> Floats:
         """1 where the model is sure, less the farther it is from that: (n,) -> (n,)."""
-        values = confidence / self.threshold
-        if self.criterion == "mutual_information":
-            values = np.full(len(information), 1.0)
-            unsure = ~(information <= self.threshold)
-            values[unsure] = self.threshold / information[unsure]
-        return np.minimum(1.0, values)
+        if self.criterion == "confidence":
+            return np.minimum(1.0, confidence / self.threshold)
+        values = np.ones(len(information))
+        unsure = ~(information <= self.threshold)
+        values[unsure] = self.threshold / information[unsure]
+        return values
 
 
 @dataclass(frozen=True)
@@ -111,7 +110,7 @@ class Tried:
 
 
 Strategy = Callable[[Oracle, Space, Extent, Sure, int], Tried]
-"""(oracle, plane, extent, sure, seed) -> what was tried, with all queries that are left."""
+"""(oracle, plane, extent, sure, seed) -> what was tried; of the queries that are left, no more remain than make no whole row or cut."""
 
 
 def grid(oracle: Oracle, space: Space, extent: Extent, sure: Sure, seed: int) -> Tried:
@@ -121,6 +120,8 @@ def grid(oracle: Oracle, space: Space, extent: Extent, sure: Sure, seed: int) ->
 
 def sobol(oracle: Oracle, space: Space, extent: Extent, sure: Sure, seed: int) -> Tried:
     """Quasi-random points (Sobol 1967, scrambled by the seed): more of them begin with the fewer."""
+    from scipy.stats import qmc  # a second's import, which others need not pay
+
     count = oracle.left
     points = qmc.Sobol(d=2, scramble=True, rng=np.random.default_rng(derive(seed, "sobol"))).random_base2(int(np.ceil(np.log2(count))))
     low, high = np.array(extent[::2]), np.array(extent[1::2])
@@ -157,19 +158,23 @@ def refined(oracle: Oracle, space: Space, extent: Extent, sure: Sure, seed: int)
 STRATEGIES: dict[str, Strategy] = {"grid": grid, "sobol": sobol, "refined": refined}
 
 
-def farthest(tried: Tried, sure: Sure, far: float, wanted: int, apart: float) -> NDArray[np.int64]:
-    """The attack's answer: of the points that are farther than ``far`` and that the model is sure of, the farthest first.
+def farthest(tried: Tried, sure: Sure, space: Space, far: float, wanted: int, apart: float) -> tuple[NDArray[np.int64], Tensor]:
+    """The attack's answer: of the points that are farther than ``far`` and that the model is sure of, the farthest first, and their images.
 
-    At most ``wanted``, no two of them nearer to one another in the plane than ``apart`` (latent units): copies of one image are one.
+    At most ``wanted``; an image that is nearer than ``apart`` (L2 of pixels) to one before it is a copy, and left out: far out, a decoder
+    gives nearly the same image over wide areas.
     """
     there = np.flatnonzero((sure.closeness(tried.confidence, tried.information) >= 1) & (tried.distance > far))
+    there = there[np.argsort(-tried.distance[there], kind="stable")]
+    images = space.decode(torch.from_numpy(tried.z[there]))
+    flat = images.cpu().flatten(1).numpy()
     found: list[int] = []
-    for place in there[np.argsort(-tried.distance[there], kind="stable")]:
+    for place in range(len(there)):
         if len(found) == wanted:
             break
-        if not found or np.linalg.norm(tried.z[found] - tried.z[place], axis=1).min() >= apart:
-            found.append(int(place))
-    return np.array(found, dtype=np.int64)
+        if not found or np.linalg.norm(flat[found] - flat[place], axis=1).min() >= apart:
+            found.append(place)
+    return there[found], images[found]
 
 
 def random_points(space: Space, extent: Extent, far: float, wanted: int, seed: int) -> Floats:

@@ -17,21 +17,12 @@ def auc(positive: Floats, negative: Floats) -> float:
     return float(_auc(_ranked(positive, negative), np.ones((1, len(positive))), np.ones((1, len(negative))))[0])
 
 
-def paired_auc(
-    positive: Floats, negative: Floats, seed: int = 0, resamples: int = RESAMPLES, confidence: float = 0.95
-) -> tuple[float, float, float]:
-    """``auc`` with its bootstrap interval: (auc, low, high). Row i of both is of one source (an image, a pair): they are drawn together.
-
-    With the same seed, the draws of two scores are the same: their difference can be paired (see ``auc_draws``).
-    """
-    draws = auc_draws(positive, negative, seed, resamples)
-    tail = 100 * (1 - confidence) / 2
-    low, high = np.percentile(draws, [tail, 100 - tail]) if np.isfinite(draws).all() else (np.nan, np.nan)
-    return auc(positive, negative), float(low), float(high)
-
-
 def auc_draws(positive: Floats, negative: Floats, seed: int = 0, resamples: int = RESAMPLES) -> Floats:
-    """The AUC of sources drawn again with replacement, so often: (resamples,). Scores are sorted once; a draw only weighs them."""
+    """The AUC of sources drawn again with replacement, so often: (resamples,); its percentiles are the bootstrap's interval.
+
+    Row i of both is of one source (an image, a pair): they are drawn together. The same seed draws the same sources, so the difference of
+    two scores' draws is paired. Scores are sorted once; a draw only weighs them.
+    """
     if len(positive) != len(negative):
         raise ValueError(f"{len(positive)} positives and {len(negative)} negatives: paired scores come from the same sources")
     generator = np.random.default_rng(derive(seed, "auc"))

@@ -86,10 +86,6 @@ class Said:
         """A model's values of all images."""
         return self.arrays[f"{model}/{measure}"]
 
-    def take(self, rows: NDArray[np.bool_]) -> "Said":
-        """Of these images."""
-        return Said(self.rows[rows].reset_index(drop=True), {name: values[rows] for name, values in self.arrays.items()})
-
     def table(self, models: Sequence[str], measures: Sequence[str] = SAID) -> pd.DataFrame:
         """The rows with a column ``MODEL.MEASURE`` for each."""
         columns = {f"{model}.{measure}": self.of(model, measure) for model in models for measure in measures}
@@ -119,8 +115,8 @@ def ask_all(
 ) -> dict[str, NDArray[np.float32]]:
     """``NAME/MEASURE`` -> (images,), for every posterior and what it says; memory is that of ``AT_ONCE`` images.
 
-    The draws are those of (seed, name): the same for every part of a question. ``DataError`` where a posterior is of other classes than
-    the data has.
+    The draws are those of (seed, name): the same for every part of a question. ``DataError`` where HMC's draws, say those of ``hmc.load``,
+    are of another data set's classes.
     """
     arrays: dict[str, NDArray[np.float32]] = {}
     for step, (name, posterior) in enumerate(posteriors.items()):
@@ -133,10 +129,10 @@ def ask_all(
     return arrays
 
 
-def joined(results: Mapping[Asked, Result]) -> Said:
-    """The parts of a question, in their order; ``ValueError`` of none."""
-    parts = list(results.values())
+def joined(results: Mapping[Asked, Result], kind: type[Question]) -> Said | None:
+    """The answers to this kind of question, its parts in their order; None where every part failed."""
+    parts = [result for cell, result in results.items() if isinstance(cell.question, kind)]
     if not parts:
-        raise ValueError("there are no answers: every part of the question failed")
+        return None
     arrays = {name: np.concatenate([part.arrays[name] for part in parts]) for name in parts[0].arrays}
     return Said(pd.concat([part.table for part in parts], ignore_index=True), arrays)

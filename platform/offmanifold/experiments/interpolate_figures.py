@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from offmanifold.experiments.asked import Said
 from offmanifold.experiments.latent_models import KINDS
 
 if TYPE_CHECKING:
@@ -18,14 +19,14 @@ STRIP = 11
 """Images of a way that are shown."""
 
 
-def one_way(found: "Interpolated", example: tuple[int, int]) -> Figure:
+def one_way(found: "Interpolated", way: Said, example: tuple[int, int]) -> Figure:
     """SG figure 2: the images of each way from one digit to another, and every model's measures along it."""
     modes, shown = list(MODE_COLOURS), found.shown
     figure = Figure(figsize=(3.1 * len(shown) + 0.8, 1.0 * len(modes) + 2.0 * len(SHOWN_MEASURES) + 1), layout="constrained")
     figure.suptitle(f"From a {example[0]} to a {example[1]} (SG figure 2), {found.what}", fontsize=9)
     top, bottom = figure.subfigures(2, 1, squeeze=False, height_ratios=[0.95 * len(modes), 2.0 * len(SHOWN_MEASURES)]).flat
     for mode, axes in zip(modes, top.subplots(len(modes), 1, squeeze=False)[:, 0], strict=True):
-        pixels = np.stack(found.way.rows.loc[found.way.rows["mode"] == mode, "pixels"].tolist())
+        pixels = np.stack(way.rows.loc[way.rows["mode"] == mode, "pixels"].tolist())
         chosen = pixels[np.linspace(0, len(pixels) - 1, STRIP).round().astype(int)]
         side = int(np.sqrt(chosen.shape[1]))
         axes.imshow(chosen.reshape(STRIP, side, side).transpose(1, 0, 2).reshape(side, -1), cmap="gray_r", vmin=0, vmax=1)
@@ -34,12 +35,12 @@ def one_way(found: "Interpolated", example: tuple[int, int]) -> Figure:
     panels = bottom.subplots(len(SHOWN_MEASURES), len(shown), sharex=True, sharey="row", squeeze=False)
     for row, measure in zip(panels, SHOWN_MEASURES, strict=True):
         for axes, model in zip(row, shown, strict=True):
-            values = found.way.of(model.name, measure)
+            values = way.of(model.name, measure)
             if not np.isfinite(values).any():
                 axes.text(0.5, 0.5, "not applicable:\na single function", ha="center", va="center", transform=axes.transAxes, fontsize=8)
             for mode, colour in MODE_COLOURS.items():
-                rows = (found.way.rows["mode"] == mode).to_numpy()
-                axes.plot(found.way.rows["share"][rows], values[rows], color=colour, label=mode, linewidth=1.5)
+                rows = (way.rows["mode"] == mode).to_numpy()
+                axes.plot(way.rows["share"][rows], values[rows], color=colour, label=mode, linewidth=1.5)
             axes.grid(alpha=0.3)
         unit = "" if measure == "softmax_variance" else " (nats)"
         row[0].set_ylabel(f"{measure.replace('_', ' ')}{unit}", fontsize=8)

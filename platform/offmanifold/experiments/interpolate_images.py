@@ -22,8 +22,9 @@ from offmanifold.experiments import asked, latent_models
 from offmanifold.experiments import interpolate_report as report
 from offmanifold.experiments.asked import Asked
 from offmanifold.experiments.bayesian_lenet import Chain, Network
-from offmanifold.experiments.latent_models import CHAIN, Made, Model
+from offmanifold.experiments.latent_models import Model
 from offmanifold.experiments.latent_plane import Plane
+from offmanifold.experiments.latent_stages import Made
 from offmanifold.experiments.report import Report
 from offmanifold.inference.hmc import Hmc
 from offmanifold.progress import Progress
@@ -66,6 +67,12 @@ class Config:
         if not 0 < self.epsilon <= 1:
             raise ValueError(f"epsilon {self.epsilon:g} is outside (0, 1]: it is in units of a pixel's range")
         self.judging.check(self.epsilon)
+        if self.judging.judge_draws != robustness.Config().judge_draws:
+            raise ValueError("judge_draws cannot be set here: asked_draws is how many draws answer, everywhere")
+        self.compared.check_test_images(max(2 * self.pairs, self.compared_images), "pairs or compared_images")
+        known = self.compared.data.classes
+        if self.compared.posterior.on_manifold and not set(self.example) <= set(known):
+            raise ValueError(f"example is {self.example}, the data set's classes are {', '.join(map(str, known))}")
 
 
 PRESETS: dict[str, Config] = {
@@ -84,7 +91,7 @@ class Halfway:
 
     pairs: int
     first: int
-    """The part's pairs are from this one on, ``PAIRS_A_PART`` at most."""
+    count: int
     seed: int
 
     @property
@@ -93,7 +100,7 @@ class Halfway:
 
     def images(self, plane: Plane, data: Images) -> tuple[Tensor, pd.DataFrame]:
         """Rows: ``pair``, ``mode``, and the ends' classes ``from`` and ``to``; the modes one after another."""
-        rows = pairs(data.test, self.pairs, self.seed)[self.first : self.first + PAIRS_A_PART]
+        rows = pairs(data.test, self.pairs, self.seed)[self.first : self.first + self.count]
         ends = [data.test.take(rows[:, end]) for end in (0, 1)]
         made = between(plane, ends[0].images, ends[1].images, torch.tensor([0.5]))
         table = pd.DataFrame({"pair": np.arange(self.first, self.first + len(rows)), "from": ends[0].labels, "to": ends[1].labels})
@@ -187,13 +194,14 @@ def check(config: Config, data: Images) -> None:
 
 def questions(config: Config, models: Sequence[Model]) -> list[Asked]:
     """The halfway images in parts, and the way of the example, put to every model."""
-    parts = [Halfway(config.pairs, first, config.seed) for first in range(0, config.pairs, PAIRS_A_PART)]
+    firsts = range(0, config.pairs, PAIRS_A_PART)
+    parts = [Halfway(config.pairs, first, min(PAIRS_A_PART, config.pairs - first), config.seed) for first in firsts]
     return asked.cells([*parts, Way(config.example, config.way_points, config.seed)], models, config.compared, config.seed)
 
 
 def compared(config: Config, models: Sequence[Model]) -> list[Compared]:
-    """The first of every kind that has mutual information."""
-    first = [model for model in models if model.repetition == 0 and model.kind not in (CHAIN, "deterministic")]
+    """One of every kind that has mutual information."""
+    first = [model for model in latent_models.one_of_each(models) if model.kind != "deterministic"]
     draws, images = config.compared.asked_draws, config.compared_images
     return [Compared(model, config.judging, draws, images, config.epsilon, config.seed) for model in first]
 
@@ -203,7 +211,7 @@ def compare(cell: Compared, data: Images, inputs: Sequence[Result], device: torc
     posterior = latent_models.posterior(cell.model, dict(zip(cell.inputs, inputs, strict=True)), data, device)
     seed = derive(cell.seed, "compare")
     sides = [len(side) for side in posterior.split(derive(seed, "split")) if isinstance(side, Hmc)]
-    judges = min(cell.draws, *sides, cell.draws)
+    judges = min([cell.draws, *sides])
     judging = replace(cell.judging, judge_draws=judges, attack_draws=min(cell.judging.attack_draws, judges))
     drawn = data.test.sample(cell.images, cell.seed, "compared")
     return robustness.evaluate(posterior, drawn, "mim", cell.epsilon, judging, seed, device, progress)
@@ -211,13 +219,14 @@ def compare(cell: Compared, data: Images, inputs: Sequence[Result], device: torc
 
 def summarise(config: Config, data: Images, made: Made, results: Mapping[Asked, Result], perturbed: Mapping[Compared, Result]) -> Report:
     """Figures 2 and 3, how well each measure tells the modes apart, and softmax variance against mutual information."""
-    said = {
-        kind: asked.joined({cell: result for cell, result in results.items() if isinstance(cell.question, kind)}) for kind in (Halfway, Way)
-    }
+    halfway = asked.joined(results, Halfway)
+    if halfway is None:
+        raise DataError("there is nothing to compare: every part of the halfway images failed")
+    models = next(iter(results)).models
     what = latent_models.of_what(config.compared, made.verdict)
     of_model = {cell.model.kind: result for cell, result in perturbed.items()}
-    found = report.Interpolated(said[Halfway], said[Way], of_model, made, len(data.test.class_names), what)
-    return report.summarise(found, config.example, config.epsilon, config.seed)
+    found = report.Interpolated(halfway, asked.joined(results, Way), of_model, models, len(data.test.class_names), what, made.verdict)
+    return report.summarise(found, config.example, config.epsilon, config.seed, made.health)
 
 
 def _of_class(test: Dataset, label: int, seed: int) -> int:

@@ -1,6 +1,6 @@
 """What images between images say of the measures: how well each tells on the manifold from off it, and softmax variance against MI."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -10,9 +10,11 @@ from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
 from offmanifold.evaluation import detection
+from offmanifold.evaluation.intervals import t_interval
 from offmanifold.experiments import interpolate_figures as figures
+from offmanifold.experiments import latent_models
 from offmanifold.experiments.asked import Said
-from offmanifold.experiments.latent_models import CHAIN, KINDS, Made, Model
+from offmanifold.experiments.latent_models import CHAIN, KINDS, Model
 from offmanifold.experiments.report import Metric, Report
 from offmanifold.randomness import derive
 from offmanifold.result import Result
@@ -31,18 +33,21 @@ class Interpolated:
     """What the models said of images between images."""
 
     halfway: Said
-    way: Said
+    way: Said | None
+    """None where the models could not be asked."""
     perturbed: Mapping[str, Result]
     """Model -> the judge's result of clean, noised and attacked images."""
-    made: Made
+    models: Sequence[Model]
     classes: int
     what: str
     """For titles."""
+    verdict: str
+    """Of HMC's chains."""
 
     @cached_property
     def shown(self) -> list[Model]:
-        """One of each kind: the first repetition, and all chains of HMC."""
-        return [next(m for m in self.made.models if m.kind == kind) for kind in KINDS if any(m.kind == kind for m in self.made.models)]
+        """One of each kind."""
+        return latent_models.one_of_each(self.models)
 
     def of(self, model: str, measure: str, mode: str) -> NDArray[np.float64]:
         """A model's values halfway, in the order of the pairs: (pairs,)."""
@@ -58,7 +63,7 @@ def aucs(found: Interpolated, seed: int) -> pd.DataFrame:
     ``gap``, ``gap_low``, ``gap_high``: by how much it exceeds that of the predictive entropy, on the same resampled pairs.
     """
     rows = []
-    for model in found.made.models:
+    for model in found.models:
         for off, on in CONTRASTS:
             values = {measure: (found.of(model.name, measure, off), found.of(model.name, measure, on)) for measure in MEASURES}
             keys = derive(seed, "pairs", off)
@@ -77,7 +82,7 @@ def aucs(found: Interpolated, seed: int) -> pd.DataFrame:
 def over_models(table: pd.DataFrame) -> pd.DataFrame:
     """A row a (kind, contrast, measure): mean, standard deviation and number over trained models, or chains."""
     groups = table.groupby(["model", "off", "on", "measure"], sort=False)[["auc", "gap"]]
-    summary = groups.mean().join(groups.std(ddof=1), rsuffix="_std").join(groups.size().rename("models"))
+    summary = groups.mean().join(groups.std(ddof=1).add_suffix("_std")).join(groups.size().rename("models"))
     return summary.reset_index()
 
 
@@ -94,7 +99,8 @@ def relation(found: Interpolated) -> pd.DataFrame:
             images[f"{mode} halfway"] = [found.of(first, measure, mode)[rows] for measure in ("mutual_information", "softmax_variance")]
         for name, (information, variance) in images.items():
             frames.append(pd.DataFrame({"model": model, "images": name, "mutual_information": information, "softmax_variance": variance}))
-    return pd.concat(frames, ignore_index=True)
+    columns = ["model", "images", "mutual_information", "softmax_variance"]
+    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame({name: [] for name in columns})
 
 
 def correlations(table: pd.DataFrame) -> pd.DataFrame:
@@ -107,42 +113,43 @@ def correlations(table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def summarise(found: Interpolated, example: tuple[int, int], epsilon: float, seed: int) -> Report:
+def summarise(found: Interpolated, example: tuple[int, int], epsilon: float, seed: int, health: str) -> Report:
     """Tables, figures 2 and 3, softmax variance against mutual information, and sentences."""
-    table = aucs(found, seed).assign(verdict=found.made.verdict)
+    table = aucs(found, seed).assign(verdict=found.verdict)
     summary = over_models(table)
     related = relation(found)
     rho = correlations(related)
     pairs = found.halfway.rows["pair"].nunique()
-    names = [model.name for model in found.made.models]
+    names = [model.name for model in found.models]
     shown = {
         f"AUC of each measure, {off} halfway against latent halfway, {pairs:,} pairs, {found.what}": _shown(table, summary, off)
         for off, on in CONTRASTS
     }
-    of_rho = rho.assign(model=[KINDS[model].title for model in rho["model"]])
-    shown[f"Spearman's rho of softmax variance with mutual information (SG section 3.2), epsilon {epsilon:g}"] = of_rho.round(3)
+    if len(rho):
+        of_rho = rho.assign(model=[KINDS[model].title for model in rho["model"]]).round(3)
+        shown[f"Spearman's rho of softmax variance with MI (SG section 3.2), epsilon {epsilon:g}; HMC's chains: {found.verdict}"] = of_rho
     return Report(
         shown=shown,
         notes=[
             "AUC: the probability that an image off the manifold has more of the measure than one on it; 0.5: it tells nothing. The mean ± "
-            "standard deviation over trained models (HMC: over chains); in brackets the 95 % interval of the first (HMC: of all chains "
-            "together), by bootstrap over pairs.",
+            "standard deviation over trained models, or chains; of one model (HMC: all chains together) the 95 % interval by bootstrap "
+            "over pairs. Every model's own interval is in aucs.parquet.",
             "pixel against latent: raw digits are sharper than decoded ones, so the images differ in more than the path; decoded pixel "
             "against latent: both of decoded digits, the path alone.",
         ],
-        conclusion=[*sentences(table, summary, rho), *_health(found.made)],
+        conclusion=[*sentences(table, rho), *([f"Health of HMC's chains: {health}."] if "hmc" in set(table["model"]) else [])],
         tables={
             "halfway": found.halfway.table(names),
-            "way": found.way.table(names),
+            **({"way": found.way.table(names)} if found.way is not None else {}),
             "aucs": table,
             "summary": summary,
             "variance_against_information": related,
             "correlations": rho,
         },
         figures={
-            "figure_2_one_way": figures.one_way(found, example),
+            **({"figure_2_one_way": figures.one_way(found, found.way, example)} if found.way is not None else {}),
             "figure_3_halfway": figures.halfway(found, table),
-            "variance_against_information": figures.variance(related, rho, found.classes, epsilon, found.what),
+            **({"variance_against_information": figures.variance(related, rho, found.classes, epsilon, found.what)} if len(rho) else {}),
         },
         metrics=[
             Metric(f"{row.model}.{row.off.replace(' ', '_')}.{row.measure}", row.auc)
@@ -158,44 +165,62 @@ def summarise(found: Interpolated, example: tuple[int, int], epsilon: float, see
     )
 
 
-def sentences(table: pd.DataFrame, summary: pd.DataFrame, rho: pd.DataFrame) -> list[str]:
-    """What the numbers say of the claim that MI tells the modes apart and entropy does not."""
+def sentences(table: pd.DataFrame, rho: pd.DataFrame) -> list[str]:
+    """What the numbers say of the claim that MI tells the modes apart and entropy does not.
+
+    Over trained models, or chains, where there are at least two: a bootstrap over pairs sees nothing of their spread.
+    """
     said = []
     for model in [model for model in KINDS if (table["model"] == model).any()]:
         for off, _ in CONTRASTS:
-            of = table[(table["model"] == model) & (table["repetition"] == 0) & (table["off"] == off)].set_index("measure")
-            information, entropy = (of.loc[measure] for measure in CLAIM)
-            if not np.isfinite(information["auc"]):
+            of = table[(table["model"] == _spread_of(model, table)) & (table["off"] == off)].set_index("measure")
+            information, entropy = (of.loc[[measure]] for measure in CLAIM)
+            if not np.isfinite(information["auc"]).all():
                 continue
-            better = "more" if information["gap_low"] > 0 else "less" if information["gap_high"] < 0 else "no more"
-            gap = f"{information['gap']:+.3f} [{information['gap_low']:+.3f}, {information['gap_high']:+.3f}]"
+            low, high = _interval(information, "gap")
+            how = "higher" if low > 0 else "lower" if high < 0 else "no different"
+            count = (
+                f"{len(information)} {'chains' if model == 'hmc' else 'trained models'}" if len(information) > 1 else "pairs of one model"
+            )
             said.append(
-                f"{KINDS[model].title}, {off} against latent: MI tells {better} than entropy, AUC {_interval(information)} against "
-                f"{_interval(entropy)}, paired difference {gap}."
+                f"{KINDS[model].title}, {off} against latent: MI {_tells(information)}, entropy {_tells(entropy)}; MI's AUC is {how} by "
+                f"{information['gap'].mean():+.3f} [{low:+.3f}, {high:+.3f}] (over {count})."
             )
     if len(rho):
-        low, high = rho["all"].min(), rho["all"].max()
-        said.append(f"Softmax variance goes with mutual information: Spearman's rho of all images {low:.3f} to {high:.3f}.")
+        smallest, largest = rho["all"].min(), rho["all"].max()
+        said.append(f"Softmax variance goes with mutual information: Spearman's rho of all images {smallest:.3f} to {largest:.3f}.")
     return said
 
 
-def _health(made: Made) -> list[str]:
-    return [f"Health of HMC's chains: {made.health}."] if any(model.kind == "hmc" for model in made.models) else []
+def _spread_of(model: str, table: pd.DataFrame) -> str:
+    """HMC's spread is that of its chains, where there are several."""
+    return CHAIN if model == "hmc" and (table["model"] == CHAIN).any() else model
 
 
-def _interval(row: pd.Series) -> str:
-    return f"{row['auc']:.3f} [{row['low']:.3f}, {row['high']:.3f}]"
+def _interval(rows: pd.DataFrame, name: str) -> tuple[float, float]:
+    """Student's over models; of a single one, the bootstrap's over pairs."""
+    if len(rows) > 1:
+        return t_interval(list(rows[name]))
+    ends = ("low", "high") if name == "auc" else (f"{name}_low", f"{name}_high")
+    return float(rows[ends[0]].iloc[0]), float(rows[ends[1]].iloc[0])
+
+
+def _tells(rows: pd.DataFrame) -> str:
+    """Does an AUC differ from a half, and to which side?"""
+    low, high = _interval(rows, "auc")
+    words = "tells them apart" if low > 0.5 else "tells them apart the wrong way round" if high < 0.5 else "does not tell them apart"
+    return f"{words} (AUC {rows['auc'].mean():.3f} [{low:.3f}, {high:.3f}])"
 
 
 def _shown(table: pd.DataFrame, summary: pd.DataFrame, off: str) -> pd.DataFrame:
+    """Text for a person: of HMC, all chains together, and a single one."""
     rows = []
-    for model in [model for model in KINDS if (table["model"] == model).any()]:
-        spread_of = CHAIN if model == "hmc" and (table["model"] == CHAIN).any() else model
-        row = {"model": KINDS[model].title}
+    for model in [model for model in (*KINDS, CHAIN) if (table["model"] == model).any()]:
+        row = {"model": latent_models.title(model)}
         for measure in MEASURES:
             first = table[(table["model"] == model) & (table["off"] == off) & (table["measure"] == measure)].iloc[0]
-            spread = summary[(summary["model"] == spread_of) & (summary["off"] == off) & (summary["measure"] == measure)].iloc[0]
-            bars = f" ± {spread['auc_std']:.3f}" if np.isfinite(spread["auc_std"]) else ""
-            row[measure] = f"{spread['auc']:.3f}{bars} [{first['low']:.3f}, {first['high']:.3f}]" if np.isfinite(first["auc"]) else "n/a"
+            spread = summary[(summary["model"] == model) & (summary["off"] == off) & (summary["measure"] == measure)].iloc[0]
+            bars = f" ± {spread['auc_std']:.3f}" if np.isfinite(spread["auc_std"]) else f" [{first['low']:.3f}, {first['high']:.3f}]"
+            row[measure] = f"{spread['auc']:.3f}{bars}" if np.isfinite(first["auc"]) else "n/a"
         rows.append(row)
     return pd.DataFrame(rows)

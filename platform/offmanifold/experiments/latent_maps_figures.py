@@ -1,19 +1,16 @@
 """Maps of uncertainty over the latent plane, and what they add up to. White is uncertain, as in the papers; colours are Okabe & Ito's."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from numpy.typing import NDArray
 
+from offmanifold.experiments.latent_maps import Holes, Maps
 from offmanifold.experiments.latent_models import CHAIN, KINDS, Model
-from offmanifold.experiments.manifold_figures import TEN, extent, grid
-
-if TYPE_CHECKING:
-    from offmanifold.experiments.latent_maps_report import Holes, Maps
+from offmanifold.experiments.manifold_figures import TEN, grid
 
 SOURCES = {
     ("dropout", "mutual_information"): "GS figure 7a, SG figure 1",
@@ -28,12 +25,12 @@ UNITS = {"softmax_variance": "variance of p, mean over classes", "variation_rati
 SHOWN_LATENTS, DECODED = 1500, 17
 
 
-def is_defined(maps: "Maps", model: Model, measure: str) -> bool:
+def is_defined(maps: Maps, model: Model, measure: str) -> bool:
     """A single function has no mutual information."""
     return bool(np.isfinite(maps.grid.of(model.name, measure)).any())
 
 
-def map_of(maps: "Maps", model: Model, measure: str, far: float) -> Figure:
+def map_of(maps: Maps, model: Model, measure: str, far: float) -> Figure:
     """One model's measure over the plane, with the training images' latents; the line is the distance from which a point is far."""
     figure = Figure(figsize=(7.4, 5.8), layout="constrained")
     axes = figure.subplots()
@@ -50,7 +47,7 @@ def map_of(maps: "Maps", model: Model, measure: str, far: float) -> Figure:
     return figure
 
 
-def sheet(maps: "Maps", measure: str, far: float) -> Figure:
+def sheet(maps: Maps, measure: str, far: float) -> Figure:
     """Every model's map side by side, with one colour scale."""
     figure = Figure(figsize=(3.6 * len(maps.shown) + 1.2, 4.4), layout="constrained")
     panels = figure.subplots(1, len(maps.shown), sharex=True, sharey=True, squeeze=False)[0]
@@ -60,7 +57,7 @@ def sheet(maps: "Maps", measure: str, far: float) -> Figure:
             _far(axes, maps, far)
         else:
             axes.text(0.5, 0.5, "not applicable:\na single function", ha="center", va="center", transform=axes.transAxes)
-        _latents(axes, maps, size=3)
+        _latents(axes, maps, size=5)
         source = SOURCES.get((model.kind, measure))
         axes.set(xlabel="latent 0", title=KINDS[model.kind].title + (f"\n({source})" if source else "\n"))
         axes.title.set_fontsize(9)
@@ -72,17 +69,16 @@ def sheet(maps: "Maps", measure: str, far: float) -> Figure:
     return figure
 
 
-def plane(maps: "Maps", far: float) -> Figure:
+def plane(maps: Maps, far: float) -> Figure:
     """Left: where the training images lie, and from where on a point is far. Right: what the grid decodes to."""
     figure = Figure(figsize=(12.6, 5.8), layout="constrained")
     left, right = figure.subplots(1, 2)
     _latents(left, maps)
     _far(left, maps, far)
-    around = extent(maps.grid.rows)
+    around = _around(maps)
     left.set(xlim=around[:2], ylim=around[2:], xlabel="latent 0", ylabel="latent 1", title="training images; the line: from there on, far")
     _legend(figure, left)
-    points = maps.grid.rows[["latent_0", "latent_1"]]
-    z = grid(points.min().tolist(), points.max().tolist(), DECODED)
+    z = grid(maps.extent[::2], maps.extent[1::2], DECODED)
     pixels = maps.plane.decode(z).cpu().numpy()
     side = pixels.shape[-1]
     canvas = pixels.reshape(DECODED, DECODED, side, side)[:, ::-1].transpose(1, 2, 0, 3).reshape(DECODED * side, -1)
@@ -92,7 +88,7 @@ def plane(maps: "Maps", far: float) -> Figure:
     return figure
 
 
-def holes(table: pd.DataFrame, summary: pd.DataFrame, how: "Holes", of_what: str) -> Figure:
+def holes(table: pd.DataFrame, summary: pd.DataFrame, how: Holes, of_what: str) -> Figure:
     """The share of far points that a model is sure of: bars are means over trained models (chains), dots each of them."""
     shares = {
         "sure": f"MI under the {how.sure_quantile:.0%} quantile of test images",
@@ -126,7 +122,7 @@ def holes(table: pd.DataFrame, summary: pd.DataFrame, how: "Holes", of_what: str
     return figure
 
 
-def against_hmc(maps: "Maps", table: pd.DataFrame, how: "Holes") -> Figure:
+def against_hmc(maps: Maps, table: pd.DataFrame, how: Holes) -> Figure:
     """GS figures 8 and 11: each model's mutual information against HMC's on the grid; shaded, ~ 0 where HMC's is not."""
     shown = [model for model in maps.shown if model.kind != "hmc" and is_defined(maps, model, "mutual_information")]
     figure = Figure(figsize=(4.3 * max(len(shown), 1), 4.6), layout="constrained")
@@ -141,40 +137,34 @@ def against_hmc(maps: "Maps", table: pd.DataFrame, how: "Holes") -> Figure:
         axes.fill_between([0, how.near_zero], 5 * how.near_zero, top, color="#D55E00", alpha=0.35, linewidth=0)
         axes.plot([0, top], [0, top], color="grey", linestyle=":", linewidth=1)
         title = f"{KINDS[model.kind].title}{papers.get(model.kind, '')}"
-        axes.set_title(f"{title}\nSpearman {row['spearman']:.2f}; shaded {row['zero_where_hmc_is_not']:.1%}", fontsize=9)
+        axes.set_title(
+            f"{title}, repetition {model.repetition}\nSpearman {row['spearman']:.2f}; shaded {row['zero_where_hmc_is_not']:.1%}", fontsize=9
+        )
         axes.set_xlabel(f"MI of {KINDS[model.kind].title} (nats)")
         figure.colorbar(image, ax=axes, label="grid points")
     figure.axes[0].set_ylabel("MI of HMC (nats)")
     return figure
 
 
-def _top(maps: "Maps", measure: str) -> float:
+def _top(maps: Maps, measure: str) -> float:
     """Of the scale that the shown models have in common."""
     values = [maps.grid.of(model.name, measure) for model in maps.shown if is_defined(maps, model, measure)]
     return max((float(np.nanmax(value)) for value in values), default=1.0) or 1.0
 
 
-def _map(axes: Axes, maps: "Maps", model: Model, measure: str, top: float) -> Any:
-    values = plane_of(maps.grid.rows, maps.grid.of(model.name, measure))
-    around = extent(maps.grid.rows)
-    return axes.imshow(values, origin="lower", extent=around, cmap="gray", vmin=0, vmax=top, aspect="auto", interpolation="nearest")
+def _map(axes: Axes, maps: Maps, model: Model, measure: str, top: float) -> Any:
+    values = maps.over_plane(maps.grid.of(model.name, measure))
+    axes.set_facecolor("#F0E442")  # of points whose part failed
+    return axes.imshow(values, origin="lower", extent=_around(maps), cmap="gray", vmin=0, vmax=top, aspect="auto", interpolation="nearest")
 
 
-def plane_of(rows: pd.DataFrame, values: NDArray[Any]) -> NDArray[np.float64]:
-    """Values of grid points as (latent 1, latent 0); NaN where a point is missing."""
-    first, second = (np.unique(rows[name], return_inverse=True) for name in ("latent_0", "latent_1"))
-    plane = np.full((len(second[0]), len(first[0])), np.nan)
-    plane[second[1], first[1]] = values
-    return plane
-
-
-def _latents(axes: Axes, maps: "Maps", size: float = 7) -> None:
+def _latents(axes: Axes, maps: Maps, size: float = 9) -> None:
     """Training images, as many of each class as are shown of all; edged in white, so that dark ones stand on dark."""
     latents = maps.plane.latents.numpy()
     chosen = torch.randperm(len(latents), generator=torch.Generator().manual_seed(0))[:SHOWN_LATENTS].numpy()
     for label, name in enumerate(maps.class_names):
         points = latents[chosen[maps.plane.labels[chosen] == label]]
-        axes.scatter(points[:, 0], points[:, 1], s=size, color=TEN[label % len(TEN)], label=name, linewidths=0.2, edgecolors="white")
+        axes.scatter(points[:, 0], points[:, 1], s=size, color=TEN[label % len(TEN)], label=name, linewidths=0.4, edgecolors="white")
 
 
 def _legend(figure: Figure, axes: Axes) -> None:
@@ -183,10 +173,17 @@ def _legend(figure: Figure, axes: Axes) -> None:
     figure.legend(handles, names, title="class", loc="outside lower center", ncols=len(names), markerscale=2, fontsize=8, columnspacing=0.8)
 
 
-def _far(axes: Axes, maps: "Maps", far: float) -> None:
-    values = plane_of(maps.grid.rows, maps.grid.rows["distance"].to_numpy())
-    first, second = (np.unique(maps.grid.rows[name]) for name in ("latent_0", "latent_1"))
-    axes.contour(first, second, values, levels=[far], colors="#56B4E9", linewidths=1.2)
+def _far(axes: Axes, maps: Maps, far: float) -> None:
+    left, right, bottom, top = maps.extent
+    first, second = np.linspace(left, right, maps.side), np.linspace(bottom, top, maps.side)
+    axes.contour(first, second, maps.over_plane(maps.grid.rows["distance"].to_numpy()), levels=[far], colors="#56B4E9", linewidths=1.2)
+
+
+def _around(maps: Maps) -> tuple[float, float, float, float]:
+    """The grid with half a cell on each side."""
+    left, right, bottom, top = maps.extent
+    wide, high = (right - left) / (maps.side - 1) / 2, (top - bottom) / (maps.side - 1) / 2
+    return left - wide, right + wide, bottom - high, top + high
 
 
 def _in_lines(what: str) -> str:

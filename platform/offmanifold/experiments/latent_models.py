@@ -2,19 +2,18 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 
 from offmanifold.data import DataError, Images, Source
-from offmanifold.data.shards import Plan
-from offmanifold.experiments import bayesian_lenet, latent_plane, manifold, sample_hmc
+from offmanifold.experiments import bayesian_lenet, manifold, sample_hmc
 from offmanifold.experiments.bayesian_lenet import Chain, Network
-from offmanifold.experiments.latent_plane import Plane
 from offmanifold.experiments.manifold import Autoencoder
 from offmanifold.inference import Posterior, sampler, sgd
 from offmanifold.inference.ensemble import Ensemble
 from offmanifold.inference.hmc import Bayesian
+from offmanifold.models import lenet
 from offmanifold.result import Result
 
 
@@ -75,10 +74,18 @@ class Config:
         of_chain = self.posterior.chain.sampling.draws
         if self.hmc and self.asked_draws > of_chain:
             raise ValueError(f"asked_draws is {self.asked_draws}, a chain has {of_chain} draws: ask for fewer, or sample more")
-        if any(model.startswith("dropout") for model in self.models) and not any(self.dropout):
+        if any(model.endswith("_ensemble") for model in self.models) and self.members < 2:
+            raise ValueError(f"members must be at least 2, not {self.members}: of one network an ensemble is no other model")
+        network = lenet.Config(self.posterior.chain.architecture, *self.dropout)
+        if any(model.startswith("dropout") for model in self.models) and not network.stochastic:
             raise ValueError("both dropout rates are 0: a dropout network needs one above 0")
         if self.hmc:
             sample_hmc.check_health_images(self.health_images, self.posterior, self.data)
+
+    def check_test_images(self, needed: int, what: str) -> None:
+        """``ValueError`` where Manifold MNIST, which is made as the config says, has not as many test images."""
+        if self.posterior.on_manifold and needed > self.data.test_images:
+            raise ValueError(f"{what} needs {needed:,} test images, the data set has {self.data.test_images:,}: raise test_images")
 
     @property
     def hmc(self) -> bool:
@@ -136,50 +143,6 @@ def load(config: Config) -> Source:
     return source
 
 
-class Stages(Protocol):
-    """How whoever runs an experiment has cells made, and data sets written: a job."""
-
-    def sweep(self, stage: str, make: Any, cells: Sequence[Any], on: Images | None = None) -> Mapping[Any, Result]:
-        """Each cell's result."""
-
-    def chains(self, stage: str, make: Any, cells: Sequence[Any], on: Images | None = None) -> Mapping[Any, Result]:
-        """The same of Markov chains."""
-
-    def write(self, plan: Plan, folder: str = "") -> str:
-        """Where the data set is."""
-
-
-class Made(NamedTuple):
-    """The models that could be made."""
-
-    models: list["Model"]
-    verdict: str
-    """Of HMC's chains: healthy, doubtful, failed, or not judged."""
-    health: str
-    """The verdict, and why."""
-
-
-def plane(config: Config, seed: int, source: Source, job: Stages) -> tuple[Any, Plane]:
-    """The data that the models are given (the source, or a ``ManifoldMnist``) and the latent plane; the VAE is found or trained."""
-    data = bayesian_lenet.prepare(config.posterior, config.data, seed, source, job.sweep, job.write)
-    cells = autoencoders(config, seed)
-    trained = job.sweep("vae", manifold.train, cells) if cells else {}
-    return data, latent_plane.of(data, config.posterior.given_images, seed, trained)
-
-
-def make(config: Config, seed: int, data: Images, job: Stages) -> Made:
-    """Every model, of networks and chains that are found or made, and the chains' verdict."""
-    cells = networks(config, seed)
-    trained = job.sweep("train", bayesian_lenet.train, cells, on=data) if cells else {}
-    if not config.hmc:
-        return Made(models(config, trained, ()), "not asked for", "not asked for")
-    sampled = job.chains("sample", bayesian_lenet.sample, bayesian_lenet.chains(config.posterior, seed), on=data)
-    health = sample_hmc.Health(tuple(sampled), config.posterior.chains, config.health_images, seed)
-    judged = job.sweep("health", sample_hmc.judge, [health], on=data)
-    row = next((result.table.iloc[0] for result in judged.values()), {"verdict": "not judged", "health": "not judged"})
-    return Made(models(config, trained, sampled), str(row["verdict"]), str(row["health"]))
-
-
 def autoencoders(config: Config, seed: int) -> list[Autoencoder]:
     """The VAE of the plane, where Manifold MNIST does not bring it: the one that the data set is made with is found."""
     return [] if config.posterior.on_manifold else [manifold.autoencoder_of(config.data, seed)]
@@ -217,12 +180,24 @@ def models(config: Config, trained: Iterable[Network], sampled: Iterable[Chain])
 
 
 def posterior(model: Model, results: Mapping[Chain | Network, Result], data: Images, device: torch.device) -> Posterior:
-    """The model, of its networks' or chains' results; ``DataError`` where draws are of other classes than the data has."""
+    """The model, of its networks' or chains' results; ``ValueError`` where draws are of another number of classes than the data has."""
     sampled = [chain for chain in model.of if isinstance(chain, Chain)]
     if sampled:
         return bayesian_lenet.posterior(sampled, [results[chain] for chain in sampled], data, device)
     members = [bayesian_lenet.of_network(network, results[network], data, device) for network in model.of if isinstance(network, Network)]
     return Ensemble(members) if model.kind.endswith("_ensemble") else members[0]
+
+
+def one_of_each(models: Sequence[Model]) -> list[Model]:
+    """What figures show: of every kind the first repetition that there is, and all chains of HMC."""
+    return [next(model for model in models if model.kind == kind) for kind in KINDS if any(model.kind == kind for model in models)]
+
+
+def title(kind: str, judged: str = "") -> str:
+    """What a model is called; of HMC, with the chains that ``judged``."""
+    if kind == CHAIN:
+        return "HMC, a chain"
+    return KINDS[kind].title + (f", {judged}" if kind == "hmc" and judged else "")
 
 
 def needed(of: Sequence[Model]) -> tuple[Chain | Network, ...]:

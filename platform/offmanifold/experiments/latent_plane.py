@@ -10,15 +10,13 @@ from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 from torch import Tensor
 
+from offmanifold.attacks.latent_search import Extent
 from offmanifold.data import Images, manifold_mnist
 from offmanifold.density import ImageDensity, LatentDensity
 from offmanifold.experiments import bayesian_lenet
 from offmanifold.experiments.manifold import ENCODED_AT_ONCE, Autoencoder
 from offmanifold.models import vae, weights
 from offmanifold.result import Result
-
-Extent = tuple[float, float, float, float]
-"""Smallest and largest latent 0, smallest and largest latent 1."""
 
 
 @dataclass(frozen=True)
@@ -35,13 +33,11 @@ class Plane:
     @torch.no_grad()
     def decode(self, z: Tensor) -> Tensor:
         """Latents (n, 2) -> images (n, 1, 28, 28), where the VAE is."""
-        return torch.cat([self.network.decode(chunk) for chunk in z.float().to(self._device).split(ENCODED_AT_ONCE)])
+        return torch.cat([self.network.decode(chunk) for chunk in z.float().to(_device(self.network)).split(ENCODED_AT_ONCE)])
 
-    @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
         """Images (n, 1, 28, 28) -> means of q(z | x), (n, 2), float64, on the CPU."""
-        chunks = images.to(self._device).split(ENCODED_AT_ONCE)
-        return torch.cat([self.network.encode(chunk)[0].double().cpu() for chunk in chunks])
+        return _encode(self.network, images)
 
     def distance(self, z: Tensor) -> NDArray[np.float64]:
         """From latents (n, 2) to the nearest training image's, in nearest-neighbour distances of the training images: (n,)."""
@@ -67,19 +63,13 @@ class Plane:
         inside = (first >= left) & (first <= right) & (second >= bottom) & (second <= top)
         return float(1 - inside.double().mean())
 
-    def images(self) -> ImageDensity:
-        """The density of images; ``ValueError`` where that of latents is not known."""
-        if self.density is None:
-            raise ValueError("the density of these latents is not known: it is on Manifold MNIST")
-        return manifold_mnist.Manifold(self.density, self.network).images()
+    def image_density(self) -> ImageDensity | None:
+        """Of any image, where that of latents is known."""
+        return None if self.density is None else manifold_mnist.Manifold(self.density, self.network).images()
 
     @cached_property
     def _tree(self) -> cKDTree:
         return cKDTree(self.latents.numpy())
-
-    @property
-    def _device(self) -> torch.device:
-        return next(self.network.parameters()).device
 
 
 def of(
@@ -99,7 +89,16 @@ def of(
         return Plane(network, torch.from_numpy(training.columns["latent"]).double(), training.labels, data.density)
     ((cell, result),) = trained.items()
     network = weights.restore(vae.build(cell.config.network, training.pixels.shape[1:], seed=0), result.arrays, device)
-    plane = Plane(network, torch.zeros(0, 2), training.labels)
     if network.latent_dimension != 2:
         raise ValueError(f"the plane needs a latent space of 2 dimensions, this VAE's has {network.latent_dimension}")
-    return Plane(network, plane.encode(training.images), training.labels)
+    return Plane(network, _encode(network, training.images), training.labels)
+
+
+@torch.no_grad()
+def _encode(network: vae.Vae, images: Tensor) -> Tensor:
+    chunks = images.to(_device(network)).split(ENCODED_AT_ONCE)
+    return torch.cat([network.encode(chunk)[0].double().cpu() for chunk in chunks])
+
+
+def _device(network: vae.Vae) -> torch.device:
+    return next(network.parameters()).device

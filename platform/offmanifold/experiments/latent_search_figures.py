@@ -7,8 +7,9 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from offmanifold.experiments import latent_models
 from offmanifold.experiments.garbage import Config
-from offmanifold.experiments.latent_models import CHAIN, KINDS
+from offmanifold.experiments.latent_models import CHAIN
 from offmanifold.experiments.latent_plane import Plane
 from offmanifold.experiments.manifold_figures import show_image
 from offmanifold.result import Result
@@ -43,8 +44,7 @@ def against_queries(summary: pd.DataFrame, config: Config, of_what: str) -> Figu
                 low, high = line[name] - line[f"{name}_std"], line[name] + line[f"{name}_std"]
                 axes.fill_between(line["queries"], low, high, color=style["color"], alpha=0.12, linewidth=0)
                 axes.grid(alpha=0.3)
-        title = KINDS[kind].title + (f", judged on {judged}" if kind == "hmc" else "")
-        panels[0][column].set_title(title, fontsize=9)
+        panels[0][column].set_title(latent_models.title(kind, judged), fontsize=9)
         panels[1][column].set_xlabel("queries")
     panels[0][0].set_ylabel("images on which the model is sure")
     panels[1][0].set_ylabel("median distance of what is returned\n(nearest-neighbour distances)")
@@ -52,11 +52,11 @@ def against_queries(summary: pd.DataFrame, config: Config, of_what: str) -> Figu
     return figure
 
 
-def garbage_sheets(results: "Searches", seen: Plane, config: Config, of_what: str) -> dict[str, Figure]:
+def garbage_sheets(results: "Searches", class_names: tuple[str, ...], config: Config, of_what: str) -> dict[str, Figure]:
     """GS figure 9, SG figure 5: of each criterion, the farthest images that the grid search returned, a row a model; none was picked."""
     sheets = {}
     for criterion in STYLES:
-        found = {key: way for key, result in results.items() if key[1] == 0 and (way := _grid_search(result, criterion)) is not None}
+        found = _first_of_each(results, criterion)
         if not found:
             continue
         figure = Figure(figsize=(1.25 * SHOWN + 1.2, 1.55 * len(found) + 0.9), layout="constrained")
@@ -69,8 +69,7 @@ def garbage_sheets(results: "Searches", seen: Plane, config: Config, of_what: st
         panels = figure.subplots(len(found), SHOWN, squeeze=False)
         for row, ((kind, repetition, judged), way) in zip(panels, found.items(), strict=True):
             result = results[kind, repetition, judged]
-            name = "HMC, a chain" if kind == CHAIN else KINDS[kind].title + (f",\n{judged}" if kind == "hmc" else "")
-            row[0].set_ylabel(name.replace(" ", "\n"), fontsize=8)
+            row[0].set_ylabel(latent_models.title(kind, judged).replace(" ", "\n"), fontsize=8)
             for axes in row:
                 axes.set(xticks=[], yticks=[])
             for place, axes in zip(range(len(result.arrays[f"{way}/images"])), row, strict=False):
@@ -78,7 +77,7 @@ def garbage_sheets(results: "Searches", seen: Plane, config: Config, of_what: st
                     name: result.arrays[f"{way}/{name}"][place] for name in ("label", "confidence", "mutual_information", "latent_distance")
                 }
                 information = f"{value['mutual_information']:.2f}" if np.isfinite(value["mutual_information"]) else "n/a"
-                said = f"{value['label']:.0f}, {value['confidence']:.2f}\nMI {information}; {value['latent_distance']:.0f}"
+                said = f"{class_names[int(value['label'])]}, {value['confidence']:.2f}\nMI {information}; {value['latent_distance']:.0f}"
                 show_image(axes, result.arrays[f"{way}/images"][place], said)
         sheets[f"garbage_by_{criterion}"] = figure
     return sheets
@@ -88,7 +87,7 @@ def search_maps(results: "Searches", seen: Plane, config: Config, of_what: str) 
     """GS figure 17: where the grid search looked, where the model was sure, and what was returned, a panel a model; one by criterion."""
     maps = {}
     for criterion in STYLES:
-        found = {key: way for key, result in results.items() if key[1] == 0 and (way := _grid_search(result, criterion)) is not None}
+        found = _first_of_each(results, criterion)
         if not found:
             continue
         columns = min(len(found), 4)
@@ -101,7 +100,7 @@ def search_maps(results: "Searches", seen: Plane, config: Config, of_what: str) 
             axes.axis("off")
         for axes, ((kind, repetition, judged), way) in zip(panels.flat, found.items(), strict=False):
             _search_map(axes, results[kind, repetition, judged], way, seen)
-            axes.set_title("HMC, a chain" if kind == CHAIN else KINDS[kind].title + (f", {judged}" if kind == "hmc" else ""), fontsize=9)
+            axes.set_title(latent_models.title(kind, judged), fontsize=9)
         handles, labels = panels[0][0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=8, markerscale=2)
         maps[f"search_by_{criterion}"] = figure
@@ -112,8 +111,8 @@ def _search_map(axes: Axes, result: Result, way: int, seen: Plane) -> None:
     tried = result.arrays[f"{way}/tried"]
     size = 9000 / len(tried)
     axes.scatter(tried[:, 0], tried[:, 1], s=size, color="#BBBBBB", linewidths=0, marker="s", label="asked")
-    sure = tried[tried[:, 2] > 0.9]
-    axes.scatter(sure[:, 0], sure[:, 1], s=size, color="#E69F00", linewidths=0, marker="s", label="p > 0.9")
+    sure = tried[tried[:, 4] > 0]
+    axes.scatter(sure[:, 0], sure[:, 1], s=size, color="#E69F00", linewidths=0, marker="s", label="seems sure")
     axes.scatter(seen.latents[:, 0], seen.latents[:, 1], s=2, color="#56B4E9", linewidths=0, label="training images")
     first, second, success = (result.arrays[f"{way}/{name}"] for name in ("latent_0", "latent_1", "success"))
     axes.scatter(first, second, s=14, marker="x", color="black", linewidths=0.8, label="returned")
@@ -121,6 +120,15 @@ def _search_map(axes: Axes, result: Result, way: int, seen: Plane) -> None:
         first[success > 0], second[success > 0], s=14, marker="x", color="#D55E00", linewidths=0.8, label="returned, the judge is sure"
     )
     axes.set(xlabel="latent 0", ylabel="latent 1")
+
+
+def _first_of_each(results: "Searches", criterion: str) -> dict[tuple[str, int, str], int]:
+    """Of every (kind, judged) the first repetition that there is, with the grid search's way by this criterion."""
+    first: dict[tuple[str, str], tuple[str, int, str]] = {}
+    for kind, repetition, judged in sorted(results, key=lambda key: key[1]):
+        first.setdefault((kind, judged), (kind, repetition, judged))
+    chosen = [key for key in results if key in first.values()]
+    return {key: way for key in chosen if (way := _grid_search(results[key], criterion)) is not None}
 
 
 def _grid_search(result: Result, criterion: str) -> int | None:

@@ -5,6 +5,8 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 
+from offmanifold.evaluation.intervals import wilson
+from offmanifold.experiments import latent_models
 from offmanifold.experiments import latent_search_figures as figures
 from offmanifold.experiments.garbage import Config
 from offmanifold.experiments.latent_models import CHAIN, KINDS
@@ -23,16 +25,26 @@ PAPERS = {"strategy": "grid", "criterion": "mutual_information"}
 
 
 def over_models(rows: pd.DataFrame) -> pd.DataFrame:
-    """A row a (model, judged, way, queries): mean and standard deviation over trained models, or chains."""
+    """A row a (model, judged, way, queries): means and standard deviations over trained models, or chains.
+
+    ``success`` is of all their images together, so that a model of which little was found weighs little; with its Wilson interval, which
+    knows nothing of the models' spread. ``none``: models of which nothing was found.
+    """
     keys = ["model", "judged", *WAY, "queries", "final"]
     filled = rows.fillna({"strategy": "", "criterion": "", "start": "", "direction": "", "epsilon": -1.0, "queries": 0, "final": True})
-    values = ["success", "images", "successes", "far", *(name for name in rows.columns if name.startswith("median_"))]
+    plain = ["images", "successes", "far", "success_of_far", "labels", "zero_gradients", "functions"]
+    values = ["success", *plain, *(name for name in rows.columns if name.startswith("median_"))]
     groups = filled.groupby(keys, sort=False)[values]
-    summary = groups.mean().join(groups.std(ddof=1), rsuffix="_std").join(groups.size().rename("models"))
+    summary = groups.mean().join(groups.std(ddof=1).add_suffix("_std")).join(groups.size().rename("models"))
+    total = groups.sum()
+    counts = zip(total["images"].astype(int), total["successes"].astype(int), strict=True)
+    pooled = [(hits / count if count else np.nan, *wilson(hits, count)) for count, hits in counts]
+    summary[["success", "success_low", "success_high"]] = pooled
+    summary["none"] = summary["models"] - groups.count()["success"]
     return summary.reset_index()
 
 
-def summarise(results: Searches, seen: Plane, config: Config, what: str, health: str) -> Report:
+def summarise(results: Searches, seen: Plane, class_names: tuple[str, ...], config: Config, what: str, health: str) -> Report:
     """Tables, figures and sentences."""
     rows = pd.concat([result.table for result in results.values()], ignore_index=True)
     summary = over_models(rows)
@@ -40,23 +52,15 @@ def summarise(results: Searches, seen: Plane, config: Config, what: str, health:
     chains, shown, sure = any(kind == "hmc" for kind, _, _ in results), _first(final), f"p > {config.sure_above:g}"
     return Report(
         shown={
-            f"Share of garbage images on which a model is sure ({sure}), {what}; paper: {GS_TABLE_3}": table_3(final),
-            f"Is it garbage? What the ways made for {_title(shown, 'unseen')}": garbage_table(final, shown),
+            f"Share of images on which a model is sure ({sure}), {what}; paper: {GS_TABLE_3}": table_3(final),
+            f"Is it garbage? What the ways made for {latent_models.title(shown, 'unseen')}": garbage_table(final, shown),
         },
-        notes=[
-            f"latent search: {config.budget:,} queries, {config.calibration} of them to learn what low MI is; it returns the "
-            f"{config.wanted} farthest points of which it is sure, by low MI (under the {config.sure_quantile:.0%} quantile of test images) "
-            f"or by {sure}; in brackets how many, where fewer; ± one standard deviation over trained models, or chains.",
-            "Judged on draws that the attack never met (dropout: other masks; HMC, unseen: other chains; chain: its other half); HMC, all: "
-            "on those that were asked, as in the paper. A deterministic network judges itself.",
-            f"far: share of the images that the VAE puts farther than {config.far:g} nearest-neighbour distances from the training images; "
-            "distance: median of that; pixels: median L2 to the nearest training image. Test images are the yardstick.",
-        ],
+        notes=_notes(final, config, sure),
         conclusion=[*sentences(final, config), *([f"Health of HMC's chains: {health}."] if chains else [])],
         tables={"rows": rows, "summary": summary, "returned": returned(results)},
         figures={
             "success_against_queries": figures.against_queries(summary, config, what),
-            **figures.garbage_sheets(results, seen, config, what),
+            **figures.garbage_sheets(results, class_names, config, what),
             **figures.search_maps(results, seen, config, what),
         },
         metrics=[
@@ -65,30 +69,56 @@ def summarise(results: Searches, seen: Plane, config: Config, what: str, health:
         ],
         headline={
             f"{row.model} {row.judged}": row.success
-            for row in final[(final["strategy"] == "grid") & (final["criterion"] == "confidence")].itertuples()
+            for row in final[(final["strategy"] == PAPERS["strategy"]) & (final["criterion"] == PAPERS["criterion"])].itertuples()
             if np.isfinite(row.success)
         },
         columns=COLUMNS,
     )
 
 
+def _notes(final: pd.DataFrame, config: Config, sure: str) -> list[str]:
+    """What the tables' columns mean."""
+    return [
+        f"latent search: {config.budget:,} queries, {config.calibration} of them to learn what low MI is; it returns the {config.wanted} "
+        f"farthest points of which it is sure, by low MI (under the {config.sure_quantile:.0%} quantile of test images) or by {sure}, no "
+        f"two alike (pixels nearer than {config.apart:g} of the training images' nearest-neighbour distance).",
+        "± one standard deviation over trained models, or chains; of one posterior the 95 % Wilson interval. In brackets the mean number "
+        "of images, where it is below what was wanted; none k: of k models nothing was found.",
+        "Judged on draws that the attack never met (dropout: other masks; HMC, unseen: other chains, of a single one its other half; a "
+        "chain: its other half); HMC, all: on those that were asked, as in the paper. *: the judge is who was asked, so a search by p is "
+        f"sure by construction. Functions that judge: {_functions(final)}.",
+        f"far: share of the images that the VAE puts farther than {config.far:g} nearest-neighbour distances from the training images; "
+        "sure of those: the share of them on which the model is sure. The encoder has seen no noise and puts it among the data: there only "
+        "pixels tell (median L2 to the nearest training image). labels: different answers. Test images are the yardstick.",
+    ]
+
+
 def table_3(final: pd.DataFrame) -> pd.DataFrame:
     """A row a way, a column a model, text."""
-    most = final["images"].max()
+    wanted = final["images"].max()
 
     def text(row: pd.Series) -> str:
-        if not np.isfinite(row["success"]):
+        if not row["images"]:
             return "none found"
-        spread = f" ± {row['success_std']:.2f}" if np.isfinite(row["success_std"]) else ""
-        return f"{row['success']:.2f}{spread}" + (f" ({row['images']:.0f})" if row["images"] < most and row["start"] != "blank" else "")
+        several = np.isfinite(row["success_std"]) and row["models"] > 1
+        bars = f" ± {row['success_std']:.2f}" if several else f" [{row['success_low']:.2f}, {row['success_high']:.2f}]"
+        few = f" ({row['images']:.0f})" if row["images"] < wanted and row["start"] != "blank" else ""
+        missing = f" none {row['none']:.0f}" if row["none"] else ""
+        return f"{row['success']:.2f}{'*' if by_construction(row) else bars}{few}{missing}"
 
-    titles = {(kind, judged): _title(kind, judged) for kind, judged in final[["model", "judged"]].drop_duplicates().itertuples(index=False)}
+    titles = {key: latent_models.title(*key) for key in final[["model", "judged"]].drop_duplicates().itertuples(index=False, name=None)}
     rows = []
     for way, group in final.groupby(WAY, sort=False):
         cells = {titles[row["model"], row["judged"]]: text(row) for _, row in group.iterrows()}
         rows.append({"way": way_title(dict(zip(WAY, way, strict=True))), **cells, "paper": _reported(dict(zip(WAY, way, strict=True)))})
     order = ["way", *(titles[key] for key in _order(titles)), "paper"]
     return pd.DataFrame(rows).reindex(columns=order).fillna("n/a")
+
+
+def by_construction(row: "pd.Series | dict[str, object]") -> bool:
+    """Is a search by confidence judged by the functions that it asked?"""
+    single = str(row["model"]).startswith("deterministic") or row["judged"] == "all"
+    return bool(row["criterion"] == "confidence" and single)
 
 
 def garbage_table(final: pd.DataFrame, model: str) -> pd.DataFrame:
@@ -98,14 +128,18 @@ def garbage_table(final: pd.DataFrame, model: str) -> pd.DataFrame:
         shown = {
             "way": way_title(row),
             "images": f"{row['images']:.0f}",
+            "labels": f"{row['labels']:.0f}",
             "far": f"{row['far']:.2f}",
+            "sure of those": f"{row['success_of_far']:.2f}",
             "distance": f"{row['median_distance']:.1f}",
             "pixels": f"{row['median_pixel_distance']:.2f}",
             "p": f"{row['median_confidence']:.3f}",
             "MI": f"{row['median_mutual_information']:.3f}",
         }
+        if np.isfinite(final["zero_gradients"]).any():
+            shown["no gradient"] = f"{row['zero_gradients']:.2f}"
         if np.isfinite(final["median_log_density"]).any():
-            shown["log p(z)"] = f"{row['median_log_density']:.1f}"
+            shown |= {"log p(z)": f"{row['median_log_density']:.1f}", "log p(x)": f"{row['median_image_log_density']:.0f}"}
         rows.append(shown)
     return pd.DataFrame(rows).replace("nan", "n/a")
 
@@ -127,27 +161,19 @@ def returned(results: Searches) -> pd.DataFrame:
 def sentences(final: pd.DataFrame, config: Config) -> list[str]:
     """What the numbers say of the paper's claims."""
     said = []
-    for kind, judged in (
-        ("dropout", "unseen"),
-        ("deterministic", "itself"),
-        ("dropout_ensemble", "unseen"),
-        ("hmc", "unseen"),
-        ("hmc", "all"),
-    ):
+    for kind, judged in _order(dict.fromkeys(final[["model", "judged"]].drop_duplicates().itertuples(index=False, name=None), "")):
         of = final[(final["model"] == kind) & (final["judged"] == judged)]
-        if of.empty:
-            continue
-        control, fgm = (
-            of[of["attack"] == "random latent points"],
-            of[(of["attack"] == "fgm") & (of["direction"] == "away") & (of["start"] != "training")],
+        grid = [row for row in of[of["strategy"] == PAPERS["strategy"]].to_dict("records") if not by_construction(row)]
+        found = ", ".join(f"{_number(row['success'])} by {'MI' if row['criterion'] == PAPERS['criterion'] else 'p'}" for row in grid)
+        parts = [f"of what the grid search returns, it is sure on {found}"] if found else []
+        parts += [f"of random far points on {value:.2f}" for value in of.loc[of["attack"] == "random latent points", "success"]]
+        fgm = of[(of["direction"] == "away") & (of["start"] == "noise")]
+        parts += (
+            [f"of untargeted FGM from noise {', '.join(f'{r.success:.2f} (epsilon {r.epsilon:g})' for r in fgm.itertuples())}"]
+            if len(fgm)
+            else []
         )
-        searches = of[(of["attack"] == "latent search") & (of["strategy"] == "grid")].set_index("criterion")["success"]
-        found = ", ".join(f"{_number(value)} by {criterion.replace('_', ' ')}" for criterion, value in searches.items())
-        best = f"{fgm['success'].max():.2f}" if len(fgm) else "not tried"
-        said.append(
-            f"{_title(kind, judged)}: of what the grid search returns, the model is sure on {found}; of random far points on "
-            f"{control['success'].iloc[0]:.2f}; untargeted FGM from noise or a blank image, at the best epsilon: {best}."
-        )
+        said.append(f"{latent_models.title(kind, judged)}: {'; '.join(parts)}.")
     return said
 
 
@@ -156,8 +182,9 @@ def way_title(row: Mapping[str, object]) -> str:
     if row["attack"] == "latent search":
         return f"latent search, {row['strategy']}, by {'MI' if row['criterion'] == 'mutual_information' else 'p'}"
     if row["attack"] == "fgm":
-        step = f" {row['direction']}, epsilon {row['epsilon']:g}" if row["direction"] else ", no step"
-        return f"FGM from {row['start']}{step}"
+        if row["direction"] == "random signs":
+            return f"random signs on {row['start']}, epsilon {row['epsilon']:g}"
+        return f"FGM from {row['start']} {row['direction']}, epsilon {row['epsilon']:g}" if row["direction"] else f"{row['start']} as it is"
     return str(row["attack"])
 
 
@@ -168,10 +195,10 @@ def _reported(row: Mapping[str, object]) -> str:
     return str(GARBAGE[str(row["attack"])]) if papers or untargeted else ""
 
 
-def _title(kind: str, judged: str) -> str:
-    if kind == CHAIN:
-        return "HMC, a chain"
-    return KINDS[kind].title + (f", {judged}" if kind == "hmc" else "")
+def _functions(final: pd.DataFrame) -> str:
+    """Of each model, how many."""
+    counts = final.groupby(["model", "judged"], sort=False)["functions"].mean()
+    return ", ".join(f"{latent_models.title(*key)} {count:.0f}" for key, count in counts.items())
 
 
 def _order(keys: Mapping[tuple[str, str], str]) -> list[tuple[str, str]]:

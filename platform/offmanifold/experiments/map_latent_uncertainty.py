@@ -6,21 +6,25 @@ A grid over a VAE's latent plane is decoded, and every model is asked about the 
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 import numpy as np
 import pandas as pd
 from torch import Tensor
 
+from offmanifold.attacks.latent_search import Extent
 from offmanifold.data import DataError, Images, Source
-from offmanifold.experiments import asked, latent_models
+from offmanifold.experiments import asked, latent_maps, latent_models
 from offmanifold.experiments import latent_maps_report as report
 from offmanifold.experiments.asked import Asked
-from offmanifold.experiments.latent_models import Made, Model
-from offmanifold.experiments.latent_plane import Extent, Plane
+from offmanifold.experiments.latent_models import Model
+from offmanifold.experiments.latent_plane import Plane
+from offmanifold.experiments.latent_stages import Made
 from offmanifold.experiments.manifold_figures import grid
 from offmanifold.experiments.report import Report
+from offmanifold.inference import sgd
+from offmanifold.inference.hmc import Bayesian
 from offmanifold.result import Result
 from offmanifold.uncertainty import MEASURES
 
@@ -35,7 +39,7 @@ class Config:
     """What is mapped, and what a hole is. The defaults are the preset quick: digits."""
 
     compared: latent_models.Config = latent_models.QUICK
-    holes: report.Holes = field(default_factory=report.Holes)
+    holes: latent_maps.Holes = field(default_factory=latent_maps.Holes)
     measures: tuple[str, ...] = ("mutual_information", "predictive_entropy")
     """Measures to draw maps of: any of predictive_entropy, expected_entropy, mutual_information, softmax_variance, variation_ratio."""
     grid_points: int = 40
@@ -58,18 +62,29 @@ class Config:
             raise ValueError(f"grid_points must be at least 3, not {self.grid_points}")
         if not 0 <= self.margin < np.inf:
             raise ValueError(f"margin must be at least 0, not {self.margin:g}")
-        if self.extent is not None and not (self.extent[0] < self.extent[1] and self.extent[2] < self.extent[3]):
-            raise ValueError(f"extent must be left < right, bottom < top: not {self.extent}")
+        ends = self.extent or (0.0, 1.0, 0.0, 1.0)
+        if not (np.isfinite(ends).all() and ends[0] < ends[1] and ends[2] < ends[3]):
+            raise ValueError(f"extent must be left < right, bottom < top, and finite: not {self.extent}")
         if self.real_images < 10:
             raise ValueError(f"real_images must be at least 10, not {self.real_images}: quantiles are taken of them")
+        self.compared.check_test_images(self.real_images, "real_images")
 
 
+FULL = replace(
+    latent_models.LAPTOP,
+    posterior=replace(latent_models.LAPTOP.posterior, given_images=55_000, chain=Bayesian("lenet-20-50-500")),
+    models=("dropout", "dropout_ensemble"),
+    training=sgd.Config(epochs=6, patience=2, learning_rate=2e-3),
+    repetitions=1,
+)
 PRESETS: dict[str, Config] = {
     "quick": Config(),
     "laptop": Config(latent_models.LAPTOP, grid_points=100, real_images=2000),
+    "full": Config(FULL, measures=tuple(MEASURES), grid_points=200, real_images=5000),
     "paper": Config(latent_models.PAPER, grid_points=200, real_images=5000),
 }
-"""quick: no download. laptop: every model on the same 2,000 images of MNIST, two cores. paper: on 5,000, for GPUs."""
+"""quick: no download. laptop: every model on the same 2,000 images of MNIST, two cores. full: Smith & Gal's maps, of dropout networks on
+all of MNIST, without HMC. paper: every model on 5,000 images, for GPUs."""
 
 
 @dataclass(frozen=True)
@@ -80,21 +95,21 @@ class GridPart:
 
     extent: Extent | None
     margin: float
-    points: int
-    """A side."""
-    part: int
+    side: int
+    """Points of the grid along each axis."""
+    first: int
+    count: int
 
     @property
     def name(self) -> str:
-        return f"grid, part {self.part}"
+        return f"grid, points from {self.first}"
 
     def images(self, plane: Plane, data: Images) -> tuple[Tensor, pd.DataFrame]:
         """Rows: ``point``, ``latent_0``, ``latent_1``, ``distance`` in nearest-neighbour distances; where it is known, ``log_density``."""
         left, right, bottom, top = self.extent or plane.box(self.margin)
-        first = self.part * POINTS_A_PART
-        z = grid((left, bottom), (right, top), self.points)[first : first + POINTS_A_PART]
+        z = grid((left, bottom), (right, top), self.side)[self.first : self.first + self.count]
         rows = pd.DataFrame({"latent_0": z[:, 0], "latent_1": z[:, 1], "distance": plane.distance(z)})
-        rows.insert(0, "point", np.arange(first, first + len(z)))
+        rows.insert(0, "point", np.arange(self.first, self.first + len(z)))
         if plane.density is not None:
             rows["log_density"] = plane.density.log_prob(z).numpy()
         return plane.decode(z), rows
@@ -127,7 +142,11 @@ def load(config: Config) -> Source:
 
 
 def check(config: Config, plane: Plane) -> None:
-    """Warns where the grid's extent misses training images."""
+    """Warns where the grid's extent misses training images; ``DataError`` where none of its points is far from them."""
+    left, right, bottom, top = config.extent or plane.box(config.margin)
+    if not (plane.distance(grid((left, bottom), (right, top), config.grid_points)) > config.holes.far).any():
+        far = f"farther than {config.holes.far:g} nearest-neighbour distances from the data"
+        raise DataError(f"no grid point is {far}: there are no holes to look for; a larger margin or extent, or a lower far")
     if config.extent and (missed := plane.outside(config.extent)) > MISSED:
         box = " ".join(f"{end:.2f}" for end in plane.box(0.0))
         logging.getLogger(__name__).warning(
@@ -137,17 +156,21 @@ def check(config: Config, plane: Plane) -> None:
 
 def questions(config: Config, models: Sequence[Model]) -> list[Asked]:
     """Every part of the grid, and the test images, put to every model."""
-    parts = range(-(-(config.grid_points**2) // POINTS_A_PART))
-    grid = [GridPart(config.extent, config.margin, config.grid_points, part) for part in parts]
-    return asked.cells([*grid, RealImages(config.real_images, config.seed)], models, config.compared, config.seed)
+    total, margin = config.grid_points**2, 0.0 if config.extent else config.margin
+    parts = [
+        GridPart(config.extent, margin, config.grid_points, first, min(POINTS_A_PART, total - first))
+        for first in range(0, total, POINTS_A_PART)
+    ]
+    return asked.cells([*parts, RealImages(config.real_images, config.seed)], models, config.compared, config.seed)
 
 
 def summarise(config: Config, seen: Plane, class_names: tuple[str, ...], made: Made, results: Mapping[Asked, Result]) -> Report:
     """The maps, the holes, and how each model's uncertainty goes with HMC's; the chains' verdict with all of it."""
-    said = {
-        kind: asked.joined({cell: result for cell, result in results.items() if isinstance(cell.question, kind)})
-        for kind in (GridPart, RealImages)
-    }
+    said, real = asked.joined(results, GridPart), asked.joined(results, RealImages)
+    if said is None:
+        raise DataError("there is nothing to map: every part of the grid failed")
     what = latent_models.of_what(config.compared, made.verdict)
-    found = report.Maps(said[GridPart], said[RealImages], made.models, seen, class_names, what, made.verdict)
-    return report.summarise(found, config.holes, config.measures, made.health)
+    around = config.extent or seen.box(config.margin)
+    models = next(iter(results)).models
+    maps = latent_maps.Maps(said, real, models, seen, around, config.grid_points, class_names, what, made.verdict)
+    return report.summarise(maps, config.holes, config.measures, made.health)

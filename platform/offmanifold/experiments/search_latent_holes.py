@@ -13,12 +13,14 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 
+from offmanifold.attacks.latent_search import random_points
 from offmanifold.data import DataError, Images, Source
-from offmanifold.experiments import bayesian_lenet, garbage, latent_models, latent_plane
+from offmanifold.experiments import bayesian_lenet, garbage, garbage_judge, latent_models, latent_plane
 from offmanifold.experiments import latent_search_report as report
 from offmanifold.experiments.bayesian_lenet import Chain, Network
-from offmanifold.experiments.latent_models import Made, Model
+from offmanifold.experiments.latent_models import CHAIN, Model
 from offmanifold.experiments.latent_plane import Plane
+from offmanifold.experiments.latent_stages import Made
 from offmanifold.experiments.manifold import Autoencoder
 from offmanifold.experiments.report import Report
 from offmanifold.inference import Posterior
@@ -40,6 +42,14 @@ class Config:
     search: garbage.Config = field(default_factory=garbage.Config)
     seed: int = 0
     """Everything random is derived from it."""
+
+    def __post_init__(self) -> None:
+        self.compared.check_test_images(self.test_images, "calibration or wanted")
+
+    @property
+    def test_images(self) -> int:
+        """Those that the attacker has."""
+        return max(self.search.calibration, self.search.wanted)
 
 
 PRESETS: dict[str, Config] = {
@@ -77,11 +87,17 @@ class Searched:
 def load(config: Config) -> Source:
     """The images; ``DataError`` where there are too few."""
     source = latent_models.load(config.compared)
-    needed = max(config.search.calibration, config.search.wanted)
-    there = config.compared.data.test_images if config.compared.posterior.on_manifold else len(source.test)
-    if needed > there:
-        raise DataError(f"{source.name} has {there:,} test images, calibration and wanted ask for {needed:,}")
+    if not config.compared.posterior.on_manifold and config.test_images > len(source.test):
+        raise DataError(f"{source.name} has {len(source.test):,} test images, calibration and wanted ask for {config.test_images:,}")
     return source
+
+
+def check(config: Config, plane: Plane) -> None:
+    """``DataError`` where the plane has hardly a point that is far from the data."""
+    try:
+        random_points(plane, plane.box(config.search.margin), config.search.far, config.search.wanted, config.seed)
+    except ValueError as error:
+        raise DataError(str(error)) from None
 
 
 def searched(config: Config, models: Sequence[Model]) -> list[Searched]:
@@ -104,40 +120,43 @@ def search(cell: Searched, data: Images, inputs: Sequence[Result], device: torch
     training, _ = bayesian_lenet.split(data, cell.given_images, cell.seed)
     test = data.test.sample(max(cell.search.calibration, cell.search.wanted), cell.seed, "attacker").images
     extent = plane.box(cell.search.margin)
+    integrated = cell.search.density_images if cell.model.repetition == 0 and cell.model.kind != CHAIN else 0
     rows: list[dict[str, object]] = []
     arrays: dict[str, NDArray[Any]] = {}
     for place, made in enumerate(garbage.every(target, plane, test, training, extent, cell.search, cell.model.kind == "deterministic")):
-        judged = garbage.judge(made, target, plane, training.images, cell.search)
-        rows.append({"way": place, **garbage.way(made, judged, cell.search)})
-        if made.about.get("final", True):
+        final = bool(made.about.get("final", True))
+        judged = garbage_judge.judge(made, target, plane, training.images, cell.search, integrated if final else 0)
+        rows.append({"way": place, **garbage_judge.way(made, judged, cell.search)})
+        if final:
             arrays |= _kept(place, made, judged)
         progress(place, {"ways": place + 1.0})
     table = pd.DataFrame(rows)
     table.insert(0, "judged", cell.judged)
     table.insert(0, "repetition", cell.model.repetition)
     table.insert(0, "model", cell.model.kind)
-    return Result(table.assign(draws=target.draws), arrays)
+    return Result(table.assign(functions=target.functions), arrays)
 
 
 def _target(cell: Searched, posterior: Posterior, device: torch.device) -> garbage.Target:
     """Attacked and judging sides, with as many draws each: of a few chains, as many as the smaller side has."""
     attacked, judging = (Undivided(posterior) if cell.judged == "all" else posterior).split(derive(cell.seed, "split"))
-    draws = min(cell.draws, *(len(side) for side in (attacked, judging) if isinstance(side, Hmc)), cell.draws)
+    draws = min([cell.draws, *(len(side) for side in (attacked, judging) if isinstance(side, Hmc))])
     judge = judging.draw(draws, derive(cell.seed, "asked" if cell.judged == "all" else "judge"))
     return garbage.Target(attacked, judge, draws, cell.seed, device)
 
 
 def _kept(place: int, made: garbage.Garbage, judged: pd.DataFrame) -> dict[str, NDArray[Any]]:
     """What figures are drawn from: every judged column, the first images, and the points that were tried."""
-    kept = {f"{place}/{name}": judged[name].to_numpy(np.float32) for name in garbage.JUDGED}
+    kept = {f"{place}/{name}": judged[name].to_numpy(np.float32) for name in garbage_judge.JUDGED}
     kept[f"{place}/images"] = made.images[:SHOWN_IMAGES].cpu().numpy()
-    if made.tried is not None:
-        kept[f"{place}/tried"] = np.column_stack([made.tried.z, made.tried.confidence, made.tried.information]).astype(np.float32)
+    if made.asked is not None:
+        tried, sure = made.asked
+        kept[f"{place}/tried"] = np.column_stack([tried.z, tried.confidence, tried.information, sure]).astype(np.float32)
     return kept
 
 
-def summarise(config: Config, seen: Plane, made: Made, results: Mapping[Searched, Result]) -> Report:
+def summarise(config: Config, data: Images, seen: Plane, made: Made, results: Mapping[Searched, Result]) -> Report:
     """Table 3 beside the paper's, whether it is garbage, the curves, figures 9 and 17; the chains' verdict with all of it."""
     what = latent_models.of_what(config.compared, made.verdict)
     of = {(cell.model.kind, cell.model.repetition, cell.judged): result for cell, result in results.items()}
-    return report.summarise(of, seen, config.search, what, made.health)
+    return report.summarise(of, seen, data.test.class_names, config.search, what, made.health)
