@@ -98,7 +98,7 @@ class Config:
         return self.convolution_dropout, self.dense_dropout
 
 
-QUICK_CHAIN = Bayesian(sampling=sampler.Config(warmup=20, draws=20, max_tree_depth=4))
+QUICK_CHAIN = Bayesian(sampling=sampler.Config(warmup=20, draws=20, max_tree_depth=3))
 QUICK = Config(bayesian_lenet.Config("digits", given_images=500, chains=2, chain=QUICK_CHAIN))
 LAPTOP = Config(
     bayesian_lenet.Config("mnist", given_images=2000, chains=4),
