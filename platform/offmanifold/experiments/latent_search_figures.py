@@ -115,10 +115,9 @@ def _search_map(axes: Axes, result: Result, way: int, seen: Plane) -> None:
     axes.scatter(sure[:, 0], sure[:, 1], s=size, color="#E69F00", linewidths=0, marker="s", label="seems sure")
     axes.scatter(seen.latents[:, 0], seen.latents[:, 1], s=2, color="#56B4E9", linewidths=0, label="training images")
     first, second, success = (result.arrays[f"{way}/{name}"] for name in ("latent_0", "latent_1", "success"))
-    axes.scatter(first, second, s=14, marker="x", color="black", linewidths=0.8, label="returned")
-    axes.scatter(
-        first[success > 0], second[success > 0], s=14, marker="x", color="#D55E00", linewidths=0.8, label="returned, the judge is sure"
-    )
+    circles: dict[str, Any] = {"s": 22, "edgecolors": "black", "linewidths": 0.8}
+    axes.scatter(first, second, facecolors="white", label="returned", **circles)
+    axes.scatter(first[success > 0], second[success > 0], facecolors="black", label="returned, the judge is sure", **circles)
     axes.set(xlabel="latent 0", ylabel="latent 1")
 
 
