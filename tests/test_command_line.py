@@ -1,6 +1,8 @@
 """A config as a command line: presets, every field, one line for what is wrong."""
 
+import runpy
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -67,3 +69,10 @@ def test_help_names_every_field_its_unit_and_default(capsys):
     text = " ".join(capsys.readouterr().out.replace("│", " ").split())
     for words in ("The question.", "Presets: quick, laptop, paper", "--epsilons", "in [0, 1] units", "--cpus-per-trial", "--judge-draws"):
         assert words in text
+
+
+@pytest.mark.parametrize("job", sorted((Path(__file__).parents[1] / "jobs").glob("*.py")), ids=lambda job: job.stem)
+def test_no_two_fields_of_a_job_have_one_name(job):
+    presets = runpy.run_path(str(job), run_name="looked at")["experiment"].PRESETS
+    for preset, config in presets.items():
+        assert parse("doc", presets, [preset, "--seed", "7"])[0] == replace(config, seed=7)

@@ -14,8 +14,8 @@ from offmanifold.result import Result
 class Stages(Protocol):
     """How whoever runs an experiment has cells made, and data sets written: a job."""
 
-    def sweep(self, stage: str, make: Any, cells: Sequence[Any], on: Images | None = None) -> Mapping[Any, Result]:
-        """Each cell's result."""
+    def sweep(self, stage: str, make: Any, cells: Sequence[Any], on: Images | None = None, needed: bool = True) -> Mapping[Any, Result]:
+        """Each cell's result; without any result of a stage that is ``needed``, the job ends."""
 
     def chains(self, stage: str, make: Any, cells: Sequence[Any], on: Images | None = None) -> Mapping[Any, Result]:
         """The same of Markov chains."""
@@ -50,6 +50,6 @@ def make(config: latent_models.Config, seed: int, data: Images, job: Stages) -> 
         return Made(latent_models.models(config, trained, ()), "not asked for", "not asked for")
     sampled = job.chains("sample", bayesian_lenet.sample, bayesian_lenet.chains(config.posterior, seed), on=data)
     health = sample_hmc.Health(tuple(sampled), config.posterior.chains, config.health_images, seed)
-    judged = job.sweep("health", sample_hmc.judge, [health], on=data)
+    judged = job.sweep("health", sample_hmc.judge, [health], on=data, needed=False)
     row = next((result.table.iloc[0] for result in judged.values()), {"verdict": "not judged", "health": "not judged"})
     return Made(latent_models.models(config, trained, sampled), str(row["verdict"]), str(row["health"]))
