@@ -461,7 +461,7 @@ def test_data_that_does_not_suffice_is_refused_before_any_work(digits):
 def test_a_plane_without_a_point_that_is_far_is_refused_before_the_models_are_made(plane):
     with pytest.raises(DataError, match="no grid point is farther than 1000 nearest-neighbour distances from the data"):
         map_latent_uncertainty.check(replace(MAPS, holes=Holes(far=1000)), plane)
-    with pytest.raises(DataError, match="0 of 1200 random points are farther than 1000 from the data"):
+    with pytest.raises(DataError, match="0 of 1200 random points are farther than 1000 nearest-neighbour distances"):
         search_latent_holes.check(replace(SEARCH, search=replace(SEARCH.search, far=1000)), plane)
 
 

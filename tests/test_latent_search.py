@@ -114,9 +114,12 @@ def test_a_model_that_is_never_unsure_is_sure_everywhere():
 
 
 def test_the_control_is_far_and_asks_nothing():
-    z = random_points(Toy(), BOX, far=3.0, wanted=50, seed=0)
+    z, images = random_points(Toy(), BOX, far=3.0, wanted=50, apart=0.3, seed=0)
     assert z.shape == (50, 2)
+    np.testing.assert_allclose(images.flatten(1), z, atol=1e-6)
     assert (np.linalg.norm(z, axis=1) > 3).all()
     assert {tuple(np.sign(point)) for point in z} == {(-1, -1), (-1, 1), (1, -1), (1, 1)}
-    with pytest.raises(ValueError, match="0 of 1000 random points are farther than 9 from the data"):
-        random_points(Toy(), BOX, far=9.0, wanted=5, seed=0)
+    apart = np.linalg.norm(z[:, None] - z[None], axis=2)
+    assert apart[~np.eye(50, dtype=bool)].min() >= 0.3
+    with pytest.raises(ValueError, match="0 of 1000 random points are farther than 9 nearest-neighbour distances from the data"):
+        random_points(Toy(), BOX, far=9.0, wanted=5, apart=0.0, seed=0)

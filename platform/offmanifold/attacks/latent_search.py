@@ -161,35 +161,44 @@ STRATEGIES: dict[str, Strategy] = {"grid": grid, "sobol": sobol, "refined": refi
 def farthest(tried: Tried, sure: Sure, space: Space, far: float, wanted: int, apart: float) -> tuple[NDArray[np.int64], Tensor]:
     """The attack's answer: of the points that are farther than ``far`` and that the model is sure of, the farthest first, and their images.
 
-    At most ``wanted``; an image that is nearer than ``apart`` (L2 of pixels) to one before it is a copy, and left out: far out, a decoder
-    gives nearly the same image over wide areas.
+    At most ``wanted``, all of them distinct (see ``distinct``).
     """
     there = np.flatnonzero((sure.closeness(tried.confidence, tried.information) >= 1) & (tried.distance > far))
     there = there[np.argsort(-tried.distance[there], kind="stable")]
     images = space.decode(torch.from_numpy(tried.z[there]))
+    found = distinct(images, wanted, apart)
+    return there[found], images[found]
+
+
+def random_points(space: Space, extent: Extent, far: float, wanted: int, apart: float, seed: int) -> tuple[Floats, Tensor]:
+    """The control: points drawn uniformly from what is farther than ``far``, the model never asked: (n, 2), and their images.
+
+    At most ``wanted``, all of them distinct. ``ValueError`` where hardly a point of the extent is far.
+    """
+    low, high = np.array(extent[::2]), np.array(extent[1::2])
+    drawn = low + np.random.default_rng(derive(seed, "control")).random((200 * wanted, 2)) * (high - low)
+    there: Floats = drawn[space.distance(torch.from_numpy(drawn)) > far][: 20 * wanted]
+    if len(there) < wanted:
+        words = f"{len(there)} of {len(drawn)} random points are farther than {far:g} nearest-neighbour distances from the data"
+        raise ValueError(f"{words}: search farther out (margin), or lower far")
+    images = space.decode(torch.from_numpy(there))
+    found = distinct(images, wanted, apart)
+    return there[found], images[found]
+
+
+def distinct(images: Tensor, wanted: int, apart: float) -> list[int]:
+    """The first ``wanted`` of these images, without those that are nearer than ``apart`` (L2 of pixels) to one before them.
+
+    Far out, a decoder gives nearly the same image over wide areas: a hundred points may be a handful of images.
+    """
     flat = images.cpu().flatten(1).numpy()
     found: list[int] = []
-    for place in range(len(there)):
+    for place in range(len(flat)):
         if len(found) == wanted:
             break
         if not found or np.linalg.norm(flat[found] - flat[place], axis=1).min() >= apart:
             found.append(place)
-    return there[found], images[found]
-
-
-def random_points(space: Space, extent: Extent, far: float, wanted: int, seed: int) -> Floats:
-    """The control: points drawn uniformly from what is farther than ``far``, the model never asked: (wanted, 2).
-
-    ``ValueError`` where the extent holds next to none.
-    """
-    low, high = np.array(extent[::2]), np.array(extent[1::2])
-    drawn = low + np.random.default_rng(derive(seed, "control")).random((200 * wanted, 2)) * (high - low)
-    there: Floats = drawn[space.distance(torch.from_numpy(drawn)) > far]
-    if len(there) < wanted:
-        raise ValueError(
-            f"{len(there)} of {len(drawn)} random points are farther than {far:g} from the data: search farther out, or lower far"
-        )
-    return there[:wanted]
+    return found
 
 
 def _centres(extent: Extent, side: int, seed: int) -> tuple[Floats, Floats]:

@@ -139,7 +139,7 @@ def every(target: Target, plane: Plane, test: Tensor, training: Dataset, extent:
     """All ways, the searches first. ``test``: the attacker's own images. A ``single`` function has no mutual information."""
     apart = config.apart * _nearest(training.images).median().item()
     yield from searches(target, plane, test, extent, apart, config, single)
-    yield from controls(target, plane, test, extent, config)
+    yield from controls(target, plane, test, extent, apart, config)
     yield from fast_gradient(target, training, config)
 
 
@@ -162,10 +162,10 @@ def searches(target: Target, plane: Plane, images: Tensor, extent: Extent, apart
                 yield Garbage(about, found, known.z[chosen], Asked(known, sure.closeness(known.confidence, known.information) >= 1))
 
 
-def controls(target: Target, plane: Plane, images: Tensor, extent: Extent, config: Config) -> Iterator[Garbage]:
+def controls(target: Target, plane: Plane, images: Tensor, extent: Extent, apart: float, config: Config) -> Iterator[Garbage]:
     """Random points of the plane that are far, and real test images: what the figures mean nothing without."""
-    z = random_points(plane, extent, config.far, config.wanted, derive(target.seed, "random"))
-    yield Garbage({"attack": "random latent points"}, plane.decode(torch.from_numpy(z)), z)
+    z, found = random_points(plane, extent, config.far, config.wanted, apart, derive(target.seed, "random"))
+    yield Garbage({"attack": "random latent points"}, found, z)
     yield Garbage({"attack": "test images"}, images[: config.wanted])
 
 

@@ -176,7 +176,8 @@ def _legend(figure: Figure, axes: Axes) -> None:
 def _far(axes: Axes, maps: Maps, far: float) -> None:
     left, right, bottom, top = maps.extent
     first, second = np.linspace(left, right, maps.side), np.linspace(bottom, top, maps.side)
-    axes.contour(first, second, maps.over_plane(maps.grid.rows["distance"].to_numpy()), levels=[far], colors="#56B4E9", linewidths=1.2)
+    distance = maps.over_plane(maps.grid.rows["distance"].to_numpy())
+    axes.contour(first, second, distance, levels=[far], colors="#56B4E9", linewidths=1.4, linestyles="dashed")
 
 
 def _around(maps: Maps) -> tuple[float, float, float, float]:

@@ -84,7 +84,7 @@ def sentences(table: pd.DataFrame, summary: pd.DataFrame) -> list[str]:
         for kind in ("dropout", "dropout_ensemble", "deterministic_ensemble"):
             if kind in of and np.isfinite(of[kind]["spearman"]):
                 said.append(
-                    f"MI of a {KINDS[kind].title} has Spearman's rho {text(kind, 'spearman', '.2f')} with HMC's; on "
+                    f"MI of {KINDS[kind].title} has Spearman's rho {text(kind, 'spearman', '.2f')} with HMC's; on "
                     f"{text(kind, 'zero_where_hmc_is_not')} of the grid it is ~ 0 where HMC's is not."
                 )
     return said

@@ -95,7 +95,7 @@ def load(config: Config) -> Source:
 def check(config: Config, plane: Plane) -> None:
     """``DataError`` where the plane has hardly a point that is far from the data."""
     try:
-        random_points(plane, plane.box(config.search.margin), config.search.far, config.search.wanted, config.seed)
+        random_points(plane, plane.box(config.search.margin), config.search.far, config.search.wanted, 0.0, config.seed)
     except ValueError as error:
         raise DataError(str(error)) from None
 
