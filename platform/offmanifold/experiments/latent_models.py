@@ -1,7 +1,7 @@
 """The models that experiments in latent space lay side by side, all given the same images: networks, ensembles of them, and HMC."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import torch
@@ -108,6 +108,13 @@ LAPTOP = Config(
     asked_draws=50,
     health_images=200,
 )
+FULL = replace(
+    LAPTOP,
+    posterior=replace(LAPTOP.posterior, given_images=55_000, chain=Bayesian("lenet-20-50-500")),
+    models=("dropout", "dropout_ensemble"),
+    training=sgd.Config(epochs=6, patience=2, learning_rate=2e-3),
+    repetitions=1,
+)
 PAPER = Config(
     bayesian_lenet.Config("mnist", 5000, sample_hmc.PAPER.chains, sample_hmc.PAPER.chain),
     manifold.LAPTOP,
@@ -116,7 +123,8 @@ PAPER = Config(
     asked_draws=100,
     health_images=500,
 )
-"""quick: digits, no download. laptop: LeNet-5 on 2,000 images of MNIST, as HMC's chains. paper: the paper's LeNet on 5,000, for GPUs."""
+"""quick: digits, no download. laptop: LeNet-5 on 2,000 images of MNIST, as HMC's chains. full: dropout networks alone, on all of MNIST, as
+Smith & Gal's. paper: Gal & Smith's LeNet on 5,000, for GPUs."""
 
 
 @dataclass(frozen=True)

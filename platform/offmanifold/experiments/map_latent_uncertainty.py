@@ -6,7 +6,7 @@ A grid over a VAE's latent plane is decoded, and every model is asked about the 
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import numpy as np
@@ -23,8 +23,6 @@ from offmanifold.experiments.latent_plane import Plane
 from offmanifold.experiments.latent_stages import Made
 from offmanifold.experiments.manifold_figures import grid
 from offmanifold.experiments.report import Report
-from offmanifold.inference import sgd
-from offmanifold.inference.hmc import Bayesian
 from offmanifold.result import Result
 from offmanifold.uncertainty import MEASURES
 
@@ -70,17 +68,10 @@ class Config:
         self.compared.check_test_images(self.real_images, "real_images")
 
 
-FULL = replace(
-    latent_models.LAPTOP,
-    posterior=replace(latent_models.LAPTOP.posterior, given_images=55_000, chain=Bayesian("lenet-20-50-500")),
-    models=("dropout", "dropout_ensemble"),
-    training=sgd.Config(epochs=6, patience=2, learning_rate=2e-3),
-    repetitions=1,
-)
 PRESETS: dict[str, Config] = {
     "quick": Config(),
     "laptop": Config(latent_models.LAPTOP, grid_points=100, real_images=2000),
-    "full": Config(FULL, measures=tuple(MEASURES), grid_points=200, real_images=5000),
+    "full": Config(latent_models.FULL, measures=tuple(MEASURES), grid_points=200, real_images=5000),
     "paper": Config(latent_models.PAPER, grid_points=200, real_images=5000),
 }
 """quick: no download. laptop: every model on the same 2,000 images of MNIST, two cores. full: Smith & Gal's maps, of dropout networks on
