@@ -81,8 +81,8 @@ PRESETS: dict[str, Config] = {
     "full": Config(latent_models.FULL, pairs=3000, compared_images=300),
     "paper": Config(latent_models.PAPER, pairs=3000, compared_images=1000),
 }
-"""quick: no download. laptop: 3,000 pairs of MNIST, every model on the same 2,000 images. full: dropout networks on all of MNIST, without HMC.
-paper: every model on 5,000 images, for GPUs."""
+"""quick: no download. laptop: 3,000 pairs of MNIST, every model on the same 2,000 images. full: dropout networks on all of MNIST,
+without HMC. paper: every model on 5,000 images, for GPUs."""
 
 
 @dataclass(frozen=True)
