@@ -17,7 +17,7 @@ class Program:
     given: str = ""
     """Its standard input."""
     environment: Mapping[str, str] | None = None
-    limit: float = 400.0
+    limit: float = 600.0
     """Seconds that it may take."""
     output: str = ""
     errors: str = ""

@@ -28,7 +28,7 @@ def done(aside):
     return aside["jobs"].root, said
 
 
-@pytest.mark.timeout(420)
+@pytest.mark.timeout(620)
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_every_figure_and_table_is_in_the_run_and_in_mlflow(done, experiment):
     storage, _ = done

@@ -32,7 +32,7 @@ def files_of(storage: Path, experiment: str) -> set[str]:
     return {artifact.path for artifact in client.list_artifacts(run.info.run_id)}
 
 
-@pytest.mark.timeout(420)
+@pytest.mark.timeout(620)
 def test_the_data_set_is_built_by_the_first_and_walked_with_every_figure_in_mlflow(done):
     storage, said = done
     assert said.count("shards: 3 made, 0 found, 0 failed") == 1
