@@ -390,6 +390,10 @@ def test_the_report_tests_the_claim_on_pairs(monkeypatch, job, digits, made):
     assert set(report.figures) == {"figure_2_one_way", "figure_3_halfway", "variance_against_information"}
     assert "(over 2 trained models)" in str(report)
     assert "(over 2 chains)" in str(report)
+    latent = halfway[halfway["mode"] == "latent"]
+    shown = [latent[f"{name}.label"] for name in ("dropout 0", "deterministic 0", "hmc")]
+    third = np.mean([(label != latent["from"]) & (label != latent["to"]) for label in shown])
+    assert f"latent: {third:.0%} of a third class" in str(report)
     without = {cell: result for cell, result in said.items() if cell.kind == "Halfway"}
     alone = interpolate_images.summarise(BETWEEN, digits, made._replace(models=models), without, {})
     assert set(alone.figures) == {"figure_3_halfway"}

@@ -24,6 +24,8 @@ CONTRASTS = (("pixel", "latent"), ("decoded pixel", "latent"))
 """(taken as off the manifold, taken as on it): raw digits, which differ from decoded ones in blur too; decoded ones, in the path alone."""
 CLAIM = ("mutual_information", "predictive_entropy")
 """The first tells the modes apart, the second does not: Smith & Gal (2018), section 4.1."""
+SURE = 0.9
+"""Probability over which a model is sure of an image halfway."""
 PERTURBATIONS = {"none": "clean", "random_sign": "noise", "mim": "MIM"}
 COLUMNS = ("compared.posterior.dataset", "compared.posterior.given_images", "compared.posterior.chains", "pairs")
 
@@ -137,7 +139,11 @@ def summarise(found: Interpolated, example: tuple[int, int], epsilon: float, see
             "pixel against latent: raw digits are sharper than decoded ones, so the images differ in more than the path; decoded pixel "
             "against latent: both of decoded digits, the path alone.",
         ],
-        conclusion=[*sentences(table, rho), *([f"Health of HMC's chains: {health}."] if "hmc" in set(table["model"]) else [])],
+        conclusion=[
+            *sentences(table, rho),
+            ambiguity(found),
+            *([f"Health of HMC's chains: {health}."] if "hmc" in set(table["model"]) else []),
+        ],
         tables={
             "halfway": found.halfway.table(names),
             **({"way": found.way.table(names)} if found.way is not None else {}),
@@ -190,6 +196,21 @@ def sentences(table: pd.DataFrame, rho: pd.DataFrame) -> list[str]:
         smallest, largest = rho["all"].min(), rho["all"].max()
         said.append(f"Softmax variance goes with mutual information: Spearman's rho of all images {smallest:.3f} to {largest:.3f}.")
     return said
+
+
+def ambiguity(found: Interpolated) -> str:
+    """Are the images halfway ambiguous between their ends?  On what share a model is sure of one of them, or of a third class."""
+    parts = []
+    for mode in dict.fromkeys(mode for contrast in CONTRASTS for mode in contrast):
+        rows = found.halfway.rows["mode"] == mode
+        ends = found.halfway.rows.loc[rows, ["from", "to"]].to_numpy()
+        third, sure = [], []
+        for model in found.shown:
+            label = found.halfway.of(model.name, "label")[rows.to_numpy()]
+            third.append((label[:, None] != ends).all(axis=1).mean())
+            sure.append((found.halfway.of(model.name, "confidence")[rows.to_numpy()] > SURE).mean())
+        parts.append(f"{mode}: {np.mean(third):.0%} of a third class, {np.mean(sure):.0%} with p > {SURE:g}")
+    return f"Images halfway need not be ambiguous between their ends. Means over the shown models: {'; '.join(parts)}."
 
 
 def _spread_of(model: str, table: pd.DataFrame) -> str:
