@@ -75,7 +75,8 @@ PRESETS: dict[str, Config] = {
     "paper": Config(latent_models.PAPER, grid_points=200, real_images=5000),
 }
 """quick: no download. laptop: every model on the same 2,000 images of MNIST, two cores. full: Smith & Gal's maps, of dropout networks on
-all of MNIST (whose images lie five times as close, so far is five times as many of their distances), without HMC. paper: every model on 5,000 images, for GPUs."""
+all of MNIST, without HMC; its images lie five times as close, so far is five times as many of their distances. paper: every model on 5,000
+images, for GPUs."""
 
 
 @dataclass(frozen=True)
