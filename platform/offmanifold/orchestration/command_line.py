@@ -6,6 +6,7 @@ The preset is taken off by hand, so that it can be left out and ``--help`` then 
 import contextlib
 import io
 import itertools
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import field, make_dataclass
@@ -53,7 +54,7 @@ def _one_line(box: str) -> str:
     """What tyro says in the box that it draws (in ASCII where the terminal has no more): the words between the title and the next rule."""
     lines = itertools.dropwhile(_is_rule, (line.strip("│| ") for line in box.splitlines()[1:]))
     words = itertools.takewhile(lambda line: not _is_rule(line), lines)
-    return " ".join(words).removeprefix("Error parsing config: ") or box
+    return re.sub(r"^Error parsing config(\.\w+)*: ", "", " ".join(words)) or box
 
 
 def _is_rule(line: str) -> bool:
