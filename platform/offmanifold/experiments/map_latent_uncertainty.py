@@ -142,7 +142,7 @@ def check(config: Config, plane: Plane) -> None:
     if config.extent and (missed := plane.outside(config.extent)) > MISSED:
         box = " ".join(f"{end:.2f}" for end in plane.box(0.0))
         logging.getLogger(__name__).warning(
-            "the grid's extent misses %.0f %% of the training images: they lie in %s (left right bottom top)", 100 * missed, box
+            "warning: the grid's extent misses %.0f %% of the training images: they lie in %s (left right bottom top)", 100 * missed, box
         )
 
 
