@@ -10,6 +10,7 @@ import torch
 from scipy.stats import spearmanr
 
 from offmanifold.data import DataError, Source
+from offmanifold.evaluation.intervals import t_interval
 from offmanifold.evaluation.robustness import answers
 from offmanifold.experiments import (
     asked,
@@ -22,6 +23,7 @@ from offmanifold.experiments import (
     latent_maps_report,
     latent_models,
     latent_plane,
+    latent_search_report,
     latent_stages,
     manifold,
     map_latent_uncertainty,
@@ -308,12 +310,33 @@ def test_table_3_has_a_column_a_model_and_the_papers_figures(digits, plane, made
     (table, garbage_table) = report.shown.values()
     assert list(table.columns)[-1] == "paper"
     assert table.set_index("way").loc["latent search, grid, by MI", ["deterministic", "paper"]].tolist() == ["n/a", "0.76"]
-    assert table.set_index("way").loc["FGM from noise away, epsilon 0.1", "paper"] == "0.60"
+    assert table.set_index("way").loc["FGM from noise away, epsilon 0.1", "paper"] == "0.60 (start, epsilon not said)"
+    assert table.set_index("way").loc["FGM from blank away, epsilon 0.1", ["dropout", "paper"]].str.contains(
+        "(1)", regex=False
+    ).tolist() == [
+        True,
+        False,
+    ]
     assert garbage_table.set_index("way").loc["test images", "images"] == "6"
     assert {"success_against_queries", "garbage_by_confidence", "search_by_confidence"} <= set(report.figures)
     returned = report.tables["returned"]
     assert (returned["success"] == (returned["confidence"] > 0.9)).all()
     assert "Health of HMC's chains: failed" in str(report)
+
+
+def test_a_search_is_compared_with_chance_repetition_for_repetition():
+    def rows(search, chance):
+        paper = {"attack": "latent search", "strategy": "grid", "criterion": "mutual_information", "final": True}
+        of = [{**paper, "success": value, "repetition": place} for place, value in enumerate(search)]
+        of += [{"attack": "random latent points", "success": value, "repetition": place} for place, value in enumerate(chance)]
+        return pd.DataFrame(of).assign(model="dropout", judged="unseen")
+
+    said = latent_search_report.more_than_chance(rows([0.8, 0.9, 0.7], [0.5, 0.6, 0.45]), "dropout", "unseen")
+    low, high = t_interval([0.3, 0.3, 0.25])
+    assert said == f" By MI it finds more than random points: +0.28 [{low:+.2f}, {high:+.2f}] over 3."
+    assert "not clearly more" in latent_search_report.more_than_chance(rows([0.8, 0.5], [0.5, 0.6]), "dropout", "unseen")
+    assert latent_search_report.more_than_chance(rows([0.8], [0.5]), "dropout", "unseen") == ""
+    assert latent_search_report.more_than_chance(rows([0.8, np.nan], [0.5, 0.4]), "dropout", "unseen") == ""
 
 
 def test_of_a_known_manifold_the_garbages_density_is_shown(known_manifold):
@@ -412,9 +435,11 @@ def test_an_image_off_the_manifold_by_construction_is_told_apart():
     assert table.loc[("pixel", "mutual_information"), ["auc", "low", "high", "gap"]].tolist() == [1, 1, 1, 0.5]
     assert table.loc[("decoded pixel", "mutual_information"), "auc"] == 0.5
     said = interpolate_report.sentences(table.reset_index(), pd.DataFrame())
-    assert said[0].startswith("HMC, pixel against latent: MI tells them apart (AUC 1.000 [1.000, 1.000]), entropy does not tell them apart")
+    assert said[0].startswith(
+        "HMC, pixel against latent: MI tells them apart (AUC 1.000 [1.000, 1.000]), entropy does not clearly tell them apart"
+    )
     assert "MI's AUC is higher by +0.500 [+0.500, +0.500] (over pairs of one model)" in said[0]
-    assert "MI's AUC is no different by +0.000" in said[1]
+    assert "MI's AUC is not clearly different by +0.000" in said[1]
 
 
 # what is refused

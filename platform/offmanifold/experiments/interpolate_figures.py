@@ -23,7 +23,7 @@ def one_way(found: "Interpolated", way: Said, example: tuple[int, int]) -> Figur
     """SG figure 2: the images of each way from one digit to another, and every model's measures along it."""
     modes, shown = list(MODE_COLOURS), found.shown
     figure = Figure(figsize=(3.1 * len(shown) + 0.8, 1.0 * len(modes) + 2.0 * len(SHOWN_MEASURES) + 1), layout="constrained")
-    figure.suptitle(f"From a {example[0]} to a {example[1]} (SG figure 2), {found.what}", fontsize=9)
+    figure.suptitle(f"From a {example[0]} to a {example[1]} (SG figure 2), the first repetition of each model, {found.what}", fontsize=9)
     top, bottom = figure.subfigures(2, 1, squeeze=False, height_ratios=[0.95 * len(modes), 2.0 * len(SHOWN_MEASURES)]).flat
     for mode, axes in zip(modes, top.subplots(len(modes), 1, squeeze=False)[:, 0], strict=True):
         pixels = np.stack(way.rows.loc[way.rows["mode"] == mode, "pixels"].tolist())
@@ -59,7 +59,7 @@ def halfway(found: "Interpolated", aucs: pd.DataFrame) -> Figure:
     pairs = found.halfway.rows["pair"].nunique()
     figure.suptitle(
         f"Halfway between {pairs:,} pairs of test images of different classes (SG figure 3), {found.what}\n"
-        "AUC: pixel against latent; decoded pixel against latent",
+        "the first repetition of each model; its AUC: pixel against latent; decoded pixel against latent",
         fontsize=9,
     )
     areas = aucs.set_index(["model", "repetition", "off", "measure"])["auc"]
@@ -88,7 +88,8 @@ def variance(table: pd.DataFrame, rho: pd.DataFrame, classes: int, epsilon: floa
     figure = Figure(figsize=(3.9 * max(len(models), 1), 4.6), layout="constrained")
     figure.suptitle(
         f"Softmax variance against mutual information (SG section 3.2), {of_what}\n"
-        f"noise (random signs) and MIM at epsilon {epsilon:g}; line: MI = {classes} times the variance, the first term of eq. 10",
+        f"noise (random signs) and MIM at epsilon {epsilon:g}; line: MI = {classes} times the variance, the first term of eq. 10; "
+        "what is less than 1e-8 stands there",
         fontsize=9,
     )
     panels = figure.subplots(1, max(len(models), 1), sharex=True, sharey=True, squeeze=False)[0]

@@ -184,13 +184,15 @@ def sentences(table: pd.DataFrame, rho: pd.DataFrame) -> list[str]:
             if not np.isfinite(information["auc"]).all():
                 continue
             low, high = _interval(information, "gap")
-            how = "higher" if low > 0 else "lower" if high < 0 else "no different"
+            how = "higher" if low > 0 else "lower" if high < 0 else "not clearly different"
+            single = ", single chains" if model == "hmc" and len(information) > 1 else ""
             count = (
                 f"{len(information)} {'chains' if model == 'hmc' else 'trained models'}" if len(information) > 1 else "pairs of one model"
             )
+            gap = f"{information['gap'].mean():+.3f} [{low:+.3f}, {high:+.3f}] (over {count})"
             said.append(
-                f"{KINDS[model].title}, {off} against latent: MI {_tells(information)}, entropy {_tells(entropy)}; MI's AUC is {how} by "
-                f"{information['gap'].mean():+.3f} [{low:+.3f}, {high:+.3f}] (over {count})."
+                f"{KINDS[model].title}{single}, {off} against latent: MI {_tells(information)}, entropy {_tells(entropy)}; MI's AUC is "
+                f"{how} by {gap}."
             )
     if len(rho):
         smallest, largest = rho["all"].min(), rho["all"].max()
@@ -221,7 +223,8 @@ def _spread_of(model: str, table: pd.DataFrame) -> str:
 def _interval(rows: pd.DataFrame, name: str) -> tuple[float, float]:
     """Student's over models; of a single one, the bootstrap's over pairs."""
     if len(rows) > 1:
-        return t_interval(list(rows[name]))
+        low, high = t_interval(list(rows[name]))
+        return (max(0.0, low), min(1.0, high)) if name == "auc" else (low, high)
     ends = ("low", "high") if name == "auc" else (f"{name}_low", f"{name}_high")
     return float(rows[ends[0]].iloc[0]), float(rows[ends[1]].iloc[0])
 
@@ -229,7 +232,9 @@ def _interval(rows: pd.DataFrame, name: str) -> tuple[float, float]:
 def _tells(rows: pd.DataFrame) -> str:
     """Does an AUC differ from a half, and to which side?"""
     low, high = _interval(rows, "auc")
-    words = "tells them apart" if low > 0.5 else "tells them apart the wrong way round" if high < 0.5 else "does not tell them apart"
+    words = (
+        "tells them apart" if low > 0.5 else "tells them apart the wrong way round" if high < 0.5 else "does not clearly tell them apart"
+    )
     return f"{words} (AUC {rows['auc'].mean():.3f} [{low:.3f}, {high:.3f}])"
 
 

@@ -38,6 +38,7 @@ def map_of(maps: Maps, model: Model, measure: str, far: float) -> Figure:
     _latents(axes, maps)
     _far(axes, maps, far)
     _legend(figure, axes)
+    axes.set(xlim=_around(maps)[:2], ylim=_around(maps)[2:])
     figure.colorbar(image, ax=axes, label=f"{measure.replace('_', ' ')} ({UNITS.get(measure, 'nats')})")
     source = SOURCES.get((model.kind, measure), "not in the papers")
     axes.set(xlabel="latent 0", ylabel="latent 1")
@@ -58,6 +59,7 @@ def sheet(maps: Maps, measure: str, far: float) -> Figure:
         else:
             axes.text(0.5, 0.5, "not applicable:\na single function", ha="center", va="center", transform=axes.transAxes)
         _latents(axes, maps, size=5)
+        axes.set(xlim=_around(maps)[:2], ylim=_around(maps)[2:])
         source = SOURCES.get((model.kind, measure))
         axes.set(xlabel="latent 0", title=KINDS[model.kind].title + (f"\n({source})" if source else "\n"))
         axes.title.set_fontsize(9)
@@ -91,7 +93,7 @@ def plane(maps: Maps, far: float) -> Figure:
 def holes(table: pd.DataFrame, summary: pd.DataFrame, how: Holes, of_what: str) -> Figure:
     """The share of far points that a model is sure of: bars are means over trained models (chains), dots each of them."""
     shares = {
-        "sure": f"MI under the {how.sure_quantile:.0%} quantile of test images",
+        "sure": f"MI under the {how.sure_quantile:.0%} quantile of the model's own on test images",
         "confident": f"p > {how.sure_above:g}",
         "both": "both",
     }

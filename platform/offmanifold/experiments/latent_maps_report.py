@@ -43,7 +43,8 @@ def summarise(maps: Maps, how: Holes, measures: Sequence[str], health: str) -> R
             + (f" {missing:,} points are missing: their parts failed." if missing else ""),
             f"sure: MI under the {how.sure_quantile:.0%} quantile of the model's own MI on {asked_of} (threshold, "
             f"nats); confident: p > {how.sure_above:g}; ± one standard deviation over trained models, for HMC over chains (single chains; "
-            "in brackets all chains together). A grid's points are no sample.",
+            "in brackets all chains together). A model that is unsure of test images has a high threshold: sure is a matter of its own "
+            "scale. A grid's points are no sample.",
             "spearman: of the model's MI with that of all chains over the grid (a chain is part of those); MI ~ 0, HMC's not: share of all "
             f"grid points where the model's MI is under {how.near_zero:g} and HMC's over {5 * how.near_zero:g} nats. A deterministic "
             "ensemble has as many functions as members, so its MI is at most the log of that, and biased low.",
@@ -81,6 +82,10 @@ def sentences(table: pd.DataFrame, summary: pd.DataFrame) -> list[str]:
         together = ", ".join(f"{name} on {of['hmc'][f'{name}_of_all']:.1%}" for name in ("sure", "confident", "both"))
         single = ", ".join(text("hmc", name) for name in ("sure", "confident", "both"))
         said.append(f"HMC, all chains together, is {together} of the far points; its single chains: {single}.")
+        others = [f"{KINDS[kind].title} on {text(kind, 'confident')}" for kind in of if kind != "hmc"]
+        if others:
+            hmc = f"HMC on {of['hmc']['confident_of_all']:.1%}"
+            said.append(f"Confident, which does not depend on a model's own threshold: {hmc}, {', '.join(others)}.")
         for kind in ("dropout", "dropout_ensemble", "deterministic_ensemble"):
             if kind in of and np.isfinite(of[kind]["spearman"]):
                 said.append(

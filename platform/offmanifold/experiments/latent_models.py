@@ -220,4 +220,6 @@ def of_what(config: Config, verdict: str) -> str:
     posterior = config.posterior
     where = f"Manifold MNIST ({config.data.vae_dataset})" if posterior.on_manifold else posterior.dataset
     chains = f"; HMC's chains: {verdict}" if config.hmc else ""
-    return f"{where}, {posterior.given_images:,} training images, {posterior.chain.architecture}, {config.asked_draws} draws{chains}"
+    ensembles = f", ensembles of {config.members}" if any(model.endswith("_ensemble") for model in config.models) else ""
+    images = f"{posterior.given_images:,} training images"
+    return f"{where}, {images}, {posterior.chain.architecture}, {config.asked_draws} draws{ensembles}{chains}"

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
 STRATEGY_COLOURS = {"grid": "#0072B2", "sobol": "#009E73", "refined": "#D55E00"}
 STYLES = {"mutual_information": "-", "confidence": "--"}
+CONTOUR = 80
+"""Points a side at which the line of what is far is drawn."""
 SHOWN = 8
 """Garbage images of a model."""
 
@@ -47,7 +50,7 @@ def against_queries(summary: pd.DataFrame, config: Config, of_what: str) -> Figu
         panels[0][column].set_title(latent_models.title(kind, judged), fontsize=9)
         panels[1][column].set_xlabel("queries")
     panels[0][0].set_ylabel("images on which the model is sure")
-    panels[1][0].set_ylabel("median distance of what is returned\n(nearest-neighbour distances)")
+    panels[1][0].set_ylabel("median distance of the latents returned\n(nearest-neighbour distances)")
     figure.legend(*panels[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=6, fontsize=8)
     return figure
 
@@ -94,20 +97,26 @@ def search_maps(results: "Searches", seen: Plane, config: Config, of_what: str) 
         lines = -(-len(found) // columns)
         figure = Figure(figsize=(4.2 * columns, 4.2 * lines + 0.9), layout="constrained")
         words = "MI is low" if criterion == "mutual_information" else f"p > {config.sure_above:g}"
-        figure.suptitle(f"Where the grid search looked, and what it returned, sure where {words} (GS figures 9, 17), {of_what}", fontsize=9)
+        figure.suptitle(
+            f"Where the grid search looked, and what it returned, sure where {words} (GS figures 9, 17)\n"
+            f"dashed: from there on, far; {of_what}",
+            fontsize=9,
+        )
         panels = figure.subplots(lines, columns, squeeze=False, sharex=True, sharey=True)
         for axes in panels.flat[len(found) :]:
             axes.axis("off")
         for axes, ((kind, repetition, judged), way) in zip(panels.flat, found.items(), strict=False):
-            _search_map(axes, results[kind, repetition, judged], way, seen)
+            _search_map(axes, results[kind, repetition, judged], way, seen, config.far)
             axes.set_title(latent_models.title(kind, judged), fontsize=9)
+        for row in panels:
+            row[0].set_ylabel("latent 1")
         handles, labels = panels[0][0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=8, markerscale=2)
         maps[f"search_by_{criterion}"] = figure
     return maps
 
 
-def _search_map(axes: Axes, result: Result, way: int, seen: Plane) -> None:
+def _search_map(axes: Axes, result: Result, way: int, seen: Plane, far: float) -> None:
     tried = result.arrays[f"{way}/tried"]
     size = 9000 / len(tried)
     axes.scatter(tried[:, 0], tried[:, 1], s=size, color="#BBBBBB", linewidths=0, marker="s", label="asked")
@@ -118,7 +127,11 @@ def _search_map(axes: Axes, result: Result, way: int, seen: Plane) -> None:
     circles: dict[str, Any] = {"s": 22, "edgecolors": "black", "linewidths": 0.8}
     axes.scatter(first, second, facecolors="white", label="returned", **circles)
     axes.scatter(first[success > 0], second[success > 0], facecolors="black", label="returned, the judge is sure", **circles)
-    axes.set(xlabel="latent 0", ylabel="latent 1")
+    ends = [np.linspace(tried[:, axis].min(), tried[:, axis].max(), CONTOUR) for axis in (0, 1)]
+    distance = seen.distance(torch.cartesian_prod(*(torch.from_numpy(end).double() for end in ends))).reshape(CONTOUR, CONTOUR).T
+    axes.contour(*ends, distance, levels=[far], colors="#0072B2", linewidths=1.0, linestyles="dashed")
+    axes.set(xlabel="latent 0")
+    axes.tick_params(labelbottom=True)
 
 
 def _first_of_each(results: "Searches", criterion: str) -> dict[tuple[str, int, str], int]:

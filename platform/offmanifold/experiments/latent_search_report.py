@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 
-from offmanifold.evaluation.intervals import wilson
+from offmanifold.evaluation.intervals import t_interval, wilson
 from offmanifold.experiments import latent_models
 from offmanifold.experiments import latent_search_figures as figures
 from offmanifold.experiments.garbage import Config
@@ -56,7 +56,7 @@ def summarise(results: Searches, seen: Plane, class_names: tuple[str, ...], conf
             f"Is it garbage? What the ways made for {latent_models.title(shown, 'unseen')}": garbage_table(final, shown),
         },
         notes=_notes(final, config, sure),
-        conclusion=[*sentences(final, config), *([f"Health of HMC's chains: {health}."] if chains else [])],
+        conclusion=[*sentences(rows, final, config), *([f"Health of HMC's chains: {health}."] if chains else [])],
         tables={"rows": rows, "summary": summary, "returned": returned(results)},
         figures={
             "success_against_queries": figures.against_queries(summary, config, what),
@@ -87,9 +87,11 @@ def _notes(final: pd.DataFrame, config: Config, sure: str) -> list[str]:
         "Judged on draws that the attack never met (dropout: other masks; HMC, unseen: other chains, of a single one its other half; a "
         "chain: its other half); HMC, all: on those that were asked, as in the paper. *: the judge is who was asked, so a search by p is "
         f"sure by construction. Functions that judge: {_functions(final)}.",
-        f"far: share of the images that the VAE puts farther than {config.far:g} nearest-neighbour distances from the training images; "
-        "sure of those: the share of them on which the model is sure. The encoder has seen no noise and puts it among the data: there only "
-        "pixels tell (median L2 to the nearest training image). labels: different answers. Test images are the yardstick.",
+        f"far: share of the images that the VAE puts farther than {config.far:g} nearest-neighbour distances from the training images "
+        "(encoded at: median); sure of those: the share of them on which the model is sure. What is decoded from a point far out may be "
+        "encoded nearer (the curves show where it was decoded from); noise, which the encoder has never seen, among the data: there only "
+        "pixels tell (median L2 to the nearest training image). labels: different answers; no gradient: share of images whose gradient was "
+        "exactly 0. Test images are the yardstick.",
     ]
 
 
@@ -101,8 +103,11 @@ def table_3(final: pd.DataFrame) -> pd.DataFrame:
         if not row["images"]:
             return "none found"
         several = np.isfinite(row["success_std"]) and row["models"] > 1
-        bars = f" ± {row['success_std']:.2f}" if several else f" [{row['success_low']:.2f}, {row['success_high']:.2f}]"
-        few = f" ({row['images']:.0f})" if row["images"] < wanted and row["start"] != "blank" else ""
+        if row["images"] == 1:
+            bars = ""  # of one image a model is sure or not
+        else:
+            bars = f" ± {row['success_std']:.2f}" if several else f" [{row['success_low']:.2f}, {row['success_high']:.2f}]"
+        few = f" ({row['images']:.0f})" if row["images"] < wanted else ""
         missing = f" none {row['none']:.0f}" if row["none"] else ""
         return f"{row['success']:.2f}{'*' if by_construction(row) else bars}{few}{missing}"
 
@@ -131,7 +136,7 @@ def garbage_table(final: pd.DataFrame, model: str) -> pd.DataFrame:
             "labels": f"{row['labels']:.0f}",
             "far": f"{row['far']:.2f}",
             "sure of those": f"{row['success_of_far']:.2f}",
-            "distance": f"{row['median_distance']:.1f}",
+            "encoded at": f"{row['median_distance']:.1f}",
             "pixels": f"{row['median_pixel_distance']:.2f}",
             "p": f"{row['median_confidence']:.3f}",
             "MI": f"{row['median_mutual_information']:.3f}",
@@ -158,23 +163,33 @@ def returned(results: Searches) -> pd.DataFrame:
     return pd.concat(frames, ignore_index=True)
 
 
-def sentences(final: pd.DataFrame, config: Config) -> list[str]:
+def sentences(rows: pd.DataFrame, final: pd.DataFrame, config: Config) -> list[str]:
     """What the numbers say of the paper's claims."""
     said = []
     for kind, judged in _order(dict.fromkeys(final[["model", "judged"]].drop_duplicates().itertuples(index=False, name=None), "")):
         of = final[(final["model"] == kind) & (final["judged"] == judged)]
         grid = [row for row in of[of["strategy"] == PAPERS["strategy"]].to_dict("records") if not by_construction(row)]
         found = ", ".join(f"{_number(row['success'])} by {'MI' if row['criterion'] == PAPERS['criterion'] else 'p'}" for row in grid)
-        parts = [f"of what the grid search returns, it is sure on {found}"] if found else []
-        parts += [f"of random far points on {value:.2f}" for value in of.loc[of["attack"] == "random latent points", "success"]]
+        parts = [f"sure of {found} of what the grid search returned" if found else "a search by p is sure by construction"]
+        parts += [f"of {value:.2f} of random far points" for value in of.loc[of["attack"] == "random latent points", "success"]]
+        parts += [f"of {value:.2f} of test images" for value in of.loc[of["attack"] == "test images", "success"]]
         fgm = of[(of["direction"] == "away") & (of["start"] == "noise")]
-        parts += (
-            [f"of untargeted FGM from noise {', '.join(f'{r.success:.2f} (epsilon {r.epsilon:g})' for r in fgm.itertuples())}"]
-            if len(fgm)
-            else []
-        )
-        said.append(f"{latent_models.title(kind, judged)}: {'; '.join(parts)}.")
+        steps = ", ".join(f"{row.success:.2f} (epsilon {row.epsilon:g})" for row in fgm.itertuples())
+        parts += [f"untargeted FGM from noise: {steps}"] if steps else []
+        said.append(f"{latent_models.title(kind, judged)}: {'; '.join(parts)}.{more_than_chance(rows, kind, judged)}")
     return said
+
+
+def more_than_chance(rows: pd.DataFrame, kind: str, judged: str) -> str:
+    """Does the paper's search find more than random points do?  Paired over trained models, or chains; nothing of fewer than two."""
+    of = rows[(rows["model"] == kind) & (rows["judged"] == judged)].set_index("repetition")
+    paper = of[(of["strategy"] == PAPERS["strategy"]) & (of["criterion"] == PAPERS["criterion"]) & of["final"].eq(True)]["success"]
+    gaps = (paper - of[of["attack"] == "random latent points"]["success"]).dropna()
+    if len(gaps) < 2:
+        return ""
+    low, high = t_interval(list(gaps))
+    how = "more than" if low > 0 else "less than" if high < 0 else "not clearly more than"
+    return f" By MI it finds {how} random points: {gaps.mean():+.2f} [{low:+.2f}, {high:+.2f}] over {len(gaps)}."
 
 
 def way_title(row: Mapping[str, object]) -> str:
@@ -191,8 +206,9 @@ def way_title(row: Mapping[str, object]) -> str:
 def _reported(row: Mapping[str, object]) -> str:
     """The paper's figure beside its search, and beside untargeted FGM, of which it says no more."""
     papers = row["strategy"] == PAPERS["strategy"] and row["criterion"] == PAPERS["criterion"]
-    untargeted = row["attack"] == "fgm" and row["direction"] == "away"
-    return str(GARBAGE[str(row["attack"])]) if papers or untargeted else ""
+    if row["attack"] == "fgm" and row["direction"] == "away" and row["start"] == "noise":
+        return f"{GARBAGE['fgm']} (start, epsilon not said)"
+    return str(GARBAGE["latent search"]) if papers else ""
 
 
 def _functions(final: pd.DataFrame) -> str:

@@ -135,15 +135,15 @@ def load(config: Config) -> Source:
 
 def check(config: Config, plane: Plane) -> None:
     """Warns where the grid's extent misses training images; ``DataError`` where none of its points is far from them."""
-    left, right, bottom, top = config.extent or plane.box(config.margin)
-    if not (plane.distance(grid((left, bottom), (right, top), config.grid_points)) > config.holes.far).any():
-        far = f"farther than {config.holes.far:g} nearest-neighbour distances from the data"
-        raise DataError(f"no grid point is {far}: there are no holes to look for; a larger margin or extent, or a lower far")
     if config.extent and (missed := plane.outside(config.extent)) > MISSED:
         box = " ".join(f"{end:.2f}" for end in plane.box(0.0))
         logging.getLogger(__name__).warning(
             "warning: the grid's extent misses %.0f %% of the training images: they lie in %s (left right bottom top)", 100 * missed, box
         )
+    left, right, bottom, top = config.extent or plane.box(config.margin)
+    if not (plane.distance(grid((left, bottom), (right, top), config.grid_points)) > config.holes.far).any():
+        far = f"farther than {config.holes.far:g} nearest-neighbour distances from the data"
+        raise DataError(f"no grid point is {far}: there are no holes to look for; a larger margin or extent, or a lower far")
 
 
 def questions(config: Config, models: Sequence[Model]) -> list[Asked]:
