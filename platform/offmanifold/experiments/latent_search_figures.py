@@ -22,6 +22,8 @@ STRATEGY_COLOURS = {"grid": "#0072B2", "sobol": "#009E73", "refined": "#D55E00"}
 STYLES = {"mutual_information": "-", "confidence": "--"}
 CONTOUR = 80
 """Points a side at which the line of what is far is drawn."""
+ROOM = 0.03
+"""Of the grid's width, around it."""
 SHOWN = 8
 """Garbage images of a model."""
 
@@ -130,7 +132,8 @@ def _search_map(axes: Axes, result: Result, way: int, seen: Plane, far: float) -
     ends = [np.linspace(tried[:, axis].min(), tried[:, axis].max(), CONTOUR) for axis in (0, 1)]
     distance = seen.distance(torch.cartesian_prod(*(torch.from_numpy(end).double() for end in ends))).reshape(CONTOUR, CONTOUR).T
     axes.contour(*ends, distance, levels=[far], colors="#0072B2", linewidths=1.0, linestyles="dashed")
-    axes.set(xlabel="latent 0")
+    (left, right), (bottom, top) = ((end[0] - ROOM * np.ptp(end), end[-1] + ROOM * np.ptp(end)) for end in ends)
+    axes.set(xlabel="latent 0", xlim=(left, right), ylim=(bottom, top))
     axes.tick_params(labelbottom=True)
 
 
