@@ -33,7 +33,7 @@ CHECKPOINTS = 8
 class Config:
     """How garbage is sought, and when it counts as such."""
 
-    budget: int = 500
+    budget: int = 350
     """Images that a search may ask the model about, its calibration among them."""
     calibration: int = 50
     """Test images that the attacker asks about first: a model is sure where its mutual information is under a quantile of theirs."""
@@ -41,7 +41,7 @@ class Config:
     """That quantile."""
     sure_above: float = 0.9
     """A garbage image counts where the largest probability exceeds this (Gal & Smith 2018, table 3)."""
-    wanted: int = 30
+    wanted: int = 20
     """Images that an attack returns, at most; the paper has 15."""
     far: float = 10.0
     """Least distance of a returned point from the nearest training image's latent, in median nearest-neighbour distances of those."""

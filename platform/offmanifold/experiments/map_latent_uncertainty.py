@@ -40,7 +40,7 @@ class Config:
     holes: latent_maps.Holes = field(default_factory=latent_maps.Holes)
     measures: tuple[str, ...] = ("mutual_information", "predictive_entropy")
     """Measures to draw maps of: any of predictive_entropy, expected_entropy, mutual_information, softmax_variance, variation_ratio."""
-    grid_points: int = 40
+    grid_points: int = 32
     """Points a side of the grid over the plane."""
     margin: float = 0.25
     """Share of the training latents' range by which the grid goes beyond them on each side."""
