@@ -132,4 +132,4 @@ def over_models(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _share(points: NDArray[np.bool_], among: NDArray[np.bool_]) -> float:
-    return float(points[among].mean())
+    return float(points[among].mean()) if among.any() else float("nan")

@@ -99,7 +99,7 @@ def holes(table: pd.DataFrame, summary: pd.DataFrame, how: Holes, of_what: str) 
     }
     figure = Figure(figsize=(12.5, 4.2), layout="constrained")
     figure.suptitle(
-        f"Holes: share of grid points farther than {how.far:g} nearest-neighbour distances on which a model is sure, {of_what}", fontsize=9
+        f"Holes: share of grid points farther than {how.far:g} nearest-neighbour distances on which a model is sure\n{of_what}", fontsize=9
     )
     panels = figure.subplots(1, len(shares), sharey=True)
     kinds = list(summary["model"])

@@ -56,7 +56,7 @@ def summarise(results: Searches, seen: Plane, class_names: tuple[str, ...], conf
             f"Is it garbage? What the ways made for {latent_models.title(shown, 'unseen')}": garbage_table(final, shown),
         },
         notes=_notes(final, config, sure),
-        conclusion=[*sentences(rows, final, config), *([f"Health of HMC's chains: {health}."] if chains else [])],
+        conclusion=[*sentences(rows, final), *([f"Health of HMC's chains: {health}."] if chains else [])],
         tables={"rows": rows, "summary": summary, "returned": returned(results)},
         figures={
             "success_against_queries": figures.against_queries(summary, config, what),
@@ -163,7 +163,7 @@ def returned(results: Searches) -> pd.DataFrame:
     return pd.concat(frames, ignore_index=True)
 
 
-def sentences(rows: pd.DataFrame, final: pd.DataFrame, config: Config) -> list[str]:
+def sentences(rows: pd.DataFrame, final: pd.DataFrame) -> list[str]:
     """What the numbers say of the paper's claims."""
     said = []
     for kind, judged in _order(dict.fromkeys(final[["model", "judged"]].drop_duplicates().itertuples(index=False, name=None), "")):
