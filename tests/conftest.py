@@ -148,7 +148,7 @@ def aside(request, tmp_path_factory) -> Iterator[dict[str, Program]]:
         root = tmp_path_factory.mktemp("nodes")
         plan = manifold_mnist.plan({"train": 60, "validation": 20, "test": 20}, 20, 0, {}, lambda: None)
         contents = request.getfixturevalue("shard_contents")
-        (root / "plan").write_bytes(ray.cloudpickle.dumps((plan.name, plan.recipe, plan.rows, contents)))
+        (root / "plan").write_bytes(ray.cloudpickle.dumps((plan.name, plan.recipe, plan.splits, plan.parts, contents)))
         script = str(Path(__file__).parent / "two_nodes.py")
         programs["two_nodes"] = Program([sys.executable, script, *(str(root / name) for name in ("plan", "data", "storage"))], root)
     if lines := [line for name in ("test_manifold_jobs", "test_latent_jobs") if name in wanted for line in wanted[name].JOBS]:

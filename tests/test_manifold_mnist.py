@@ -213,7 +213,7 @@ def test_an_unfinished_data_set_of_the_same_recipe_is_finished_and_of_another_is
 def test_a_shard_that_cannot_be_made_ends_the_writing_with_its_error(cluster, plan, tmp_path):
     contents = plan.prepare()
     broken = replace(plan, prepare=lambda: contents._replace(make=replace(contents.make, seed=None, manifold=None)))
-    with pytest.raises(JobError, match=r"shard \S+.parquet was not written: 'NoneType' object"):
+    with pytest.raises(JobError, match=r"part 0 \(split train, shard 0, rows \d+\) was not written: 'NoneType' object"):
         find_or_write(broken, str(tmp_path / "new"), Execution())
     assert not (tmp_path / "new" / MANIFEST).exists()
 
@@ -270,7 +270,7 @@ def test_what_a_killed_job_leaves_does_not_count_and_a_finished_data_set_is_only
 
 def test_shards_that_the_driver_does_not_see_are_said(cluster, plan, tmp_path, monkeypatch):
     """As on nodes that share no folder."""
-    monkeypatch.setattr(shards, "_write_shards", lambda *all: {"train-00000.parquet": {}})
+    monkeypatch.setattr(shards, "_write_shards", lambda *all: ({"train-00000.parquet": {}}, []))
     with pytest.raises(JobError, match=r"train-00000.parquet is not in \S+: on several nodes that must be a folder which all of them see"):
         find_or_write(plan, str(tmp_path / "new"), Execution())
     assert not (tmp_path / "new" / MANIFEST).exists()

@@ -46,8 +46,8 @@ def main(plan_file, root, storage_root):
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
     nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]
     ray.init(address=cluster.address, logging_level="ERROR", log_to_driver=False)
-    name, recipe, rows, contents = ray.cloudpickle.loads(Path(plan_file).read_bytes())
-    shards, _ = find_or_write(Plan(name, recipe, rows, lambda: contents), root, Execution())
+    *plan, contents = ray.cloudpickle.loads(Path(plan_file).read_bytes())
+    shards, _ = find_or_write(Plan(*plan, lambda: contents), root, Execution())
     said = {"shards_of_node": shards.manifest["made"]["shards_of_node"]}
 
     threading.Thread(target=kill_the_busy_node, args=(cluster, nodes, storage_root), daemon=True).start()

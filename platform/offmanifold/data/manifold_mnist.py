@@ -14,7 +14,7 @@ from safetensors.numpy import save as save_arrays
 from torch import Tensor
 
 from offmanifold.data.dataset import Dataset
-from offmanifold.data.shards import Contents, Plan, Shards
+from offmanifold.data.shards import Contents, Made, Part, Plan, Shards, shard_name
 from offmanifold.density import ImageDensity, LatentDensity, on_manifold
 from offmanifold.density.likelihood import Gaussian, Likelihood
 from offmanifold.models import vae, weights
@@ -83,6 +83,11 @@ class ManifoldMnist:
         return self.train
 
     @property
+    def says(self) -> str:
+        """How many images for what."""
+        return f"{len(self.train):,} images to train on, {len(self.test):,} to test on"
+
+    @property
     def density(self) -> LatentDensity:
         """p(z), exact."""
         return self.manifold.density
@@ -121,7 +126,8 @@ class MakeImages:
     manifold: Manifold
     seed: int
 
-    def __call__(self, split: str, shard: int, rows: int, device: torch.device) -> pa.Table:
+    def __call__(self, part: Part, device: torch.device) -> Made:
+        split, shard, rows = part["split"], part["shard"], part["rows"]
         self.manifold.network.to(device)
         density = self.manifold.density
         z, label = density.sample(rows, generator(self.seed, NAME, split, shard))
@@ -138,7 +144,8 @@ class MakeImages:
         }
         pixels = images.mul(255.0).round().to(torch.uint8).flatten()
         image = pa.FixedSizeListArray.from_arrays(pa.array(pixels.numpy()), images[0].numel())
-        return pa.table({"image": image, **{name: values.numpy() for name, values in columns.items()}})
+        table = pa.table({"image": image, **{name: values.numpy() for name, values in columns.items()}})
+        return Made({shard_name(split, shard): table})
 
 
 def plan(rows: Mapping[str, int], shard_rows: int, seed: int, made_of: Mapping[str, Any], prepare: Callable[[], Contents]) -> Plan:
@@ -146,7 +153,12 @@ def plan(rows: Mapping[str, int], shard_rows: int, seed: int, made_of: Mapping[s
     return Plan(
         name=NAME,
         recipe={"version": RECIPE_VERSION, "rows": dict(rows), "shard_rows": shard_rows, "seed": seed, **made_of},
-        rows={split: [min(shard_rows, rows[split] - first) for first in range(0, rows[split], shard_rows)] for split in SPLITS},
+        splits=SPLITS,
+        parts=[
+            {"split": split, "shard": shard, "rows": min(shard_rows, rows[split] - first)}
+            for split in SPLITS
+            for shard, first in enumerate(range(0, rows[split], shard_rows))
+        ],
         prepare=prepare,
     )
 

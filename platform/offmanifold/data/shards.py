@@ -8,6 +8,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
@@ -21,21 +22,48 @@ MANIFEST, UNFINISHED = "manifest.json", "unfinished.json"
 """The first is written last; until then the second tells whose the files are."""
 
 
-class MakeShard(Protocol):
-    """Makes the rows of one shard: the same on any machine, whatever else it made before."""
+Part = Mapping[str, Any]
+"""What one call makes, as plain JSON values: ``{"split": "train", "shard": 3, "rows": 500}``, or files to be read."""
+Note = Mapping[str, Any]
+"""What is to be known of a row, or of what became none, as plain JSON values."""
 
-    def __call__(self, split: str, shard: int, rows: int, device: torch.device) -> pa.Table:
-        """So many rows."""
+
+class Made(NamedTuple):
+    """What became of a part."""
+
+    tables: Mapping[str, pa.Table]
+    """Name of a shard, as ``shard_name`` gives it -> its rows."""
+    notes: Sequence[Note] = ()
+
+
+class MakePart(Protocol):
+    """Makes a part's rows: the same on any machine, whatever else it made before."""
+
+    def __call__(self, part: Part, device: torch.device) -> Made:
+        """Of one shard or several, that no other part has rows of."""
+
+
+class Closing(NamedTuple):
+    """What all notes together say."""
+
+    dropped: Mapping[str, Sequence[int]]
+    """Name of a shard -> rows of it that are taken out again: duplicates of others."""
+    about: Mapping[str, Any]
+    files: Mapping[str, bytes]
+    error: str = ""
+    """Why this is no data set; its files, which say more, are written all the same."""
 
 
 class Contents(NamedTuple):
     """What a data set is made of."""
 
-    make: MakeShard
+    make: MakePart
     about: Mapping[str, Any]
     """What a reader must know besides the rows: class names, an image's shape, ..."""
     files: Mapping[str, bytes]
     """Other files of the data set, by name."""
+    close: Callable[[Sequence[Note]], Closing] | None = None
+    """Called with all parts' notes, in the parts' order, when every shard is written."""
 
 
 @dataclass(frozen=True)
@@ -45,8 +73,8 @@ class Plan:
     name: str
     recipe: Mapping[str, Any]
     """All that decides what is in it."""
-    rows: Mapping[str, Sequence[int]]
-    """Split -> rows of each of its shards."""
+    splits: Sequence[str]
+    parts: Sequence[Part]
     prepare: Callable[[], "Contents"]
     """Called where the data set is not there yet."""
 
@@ -97,29 +125,36 @@ class Shards:
             raise DataError(f"{self.root}/{name} was altered: {advice}")
         return content
 
-    def tables(self, split: str) -> Iterator[pa.Table]:
-        """A split's shards, one after another: no more than one is held."""
+    def names(self, split: str) -> list[str]:
+        """A split's shards; ``DataError`` where there is no such split."""
         if split not in self.manifest["splits"]:
             raise DataError(f"{self.root} has no split {split!r}; there are: {', '.join(self.manifest['splits'])}")
-        for shard in self.manifest["splits"][split]["shards"]:
-            yield pq.read_table(BytesIO(self.file(shard)))
+        return list(self.manifest["splits"][split]["shards"])
+
+    def rows(self, split: str) -> list[int]:
+        """How many rows each of a split's shards has."""
+        return [int(self.manifest["files"][name]["rows"]) for name in self.names(split)]
+
+    def table(self, name: str, columns: Sequence[str] | None = None) -> pa.Table:
+        """A shard."""
+        return pq.read_table(BytesIO(self.file(name)), columns=columns)
+
+    def tables(self, split: str) -> Iterator[pa.Table]:
+        """A split's shards, one after another: no more than one is held."""
+        return (self.table(name) for name in self.names(split))
 
 
 class Written(NamedTuple):
-    """A shard as it was made."""
+    """A shard's file."""
 
-    name: str
     content: bytes
-    """Of the file."""
-    rows: int
-    rows_hash: str
-    """Of the rows alone: files of other versions of parquet differ, though they hold the same."""
-    schema: dict[str, str]
+    entry: dict[str, Any]
+    """What the manifest says of it: bytes and hash of the file; its rows, their schema, and a hash of the rows alone, since files of other
+    versions of parquet differ though they hold the same."""
 
 
-def make_shard(make: MakeShard, split: str, shard: int, rows: int, device: torch.device) -> Written:
-    """A shard's file, ``train-00000.parquet``: with zstd, and no type that only some readers know."""
-    table = make(split, shard, rows, device)
+def write_shard(table: pa.Table) -> Written:
+    """Its file: with zstd, and no type that only some readers know."""
     stream = BytesIO()
     pq.write_table(table, stream, compression="zstd")
     rows_hash = hashlib.sha256()
@@ -127,7 +162,14 @@ def make_shard(make: MakeShard, split: str, shard: int, rows: int, device: torch
         for buffer in column.chunk(0).buffers() if column.num_chunks else []:
             rows_hash.update(buffer or b"")
     schema = {field.name: str(field.type) for field in table.schema}
-    return Written(shard_name(split, shard), stream.getvalue(), table.num_rows, rows_hash.hexdigest(), schema)
+    known = {"rows": table.num_rows, "rows_sha256": rows_hash.hexdigest(), "schema": schema}
+    return Written(stream.getvalue(), {**file_entry(stream.getvalue()), **known})
+
+
+def without(content: bytes, rows: Sequence[int]) -> Written:
+    """A shard's file without these rows."""
+    table = pq.read_table(BytesIO(content))
+    return write_shard(table.take(np.setdiff1d(np.arange(table.num_rows), rows)))
 
 
 def shard_name(split: str, shard: int) -> str:
@@ -135,25 +177,27 @@ def shard_name(split: str, shard: int) -> str:
     return f"{split}-{shard:05}.parquet"
 
 
-def manifest(plan: Plan, contents: Contents, shards: Mapping[str, Mapping[str, Any]], made: Mapping[str, Any]) -> bytes:
-    """What tells of a data set that is whole: ``shards``, name -> its file_entry, rows, rows_sha256 and schema; ``made``, where."""
-    names = {split: [shard_name(split, shard) for shard in range(len(rows))] for split, rows in plan.rows.items()}
+def manifest(plan: Plan, about: Mapping[str, Any], files: Mapping[str, bytes], shards: Mapping[str, Any], made: Mapping[str, Any]) -> bytes:
+    """What tells of a data set that is whole: ``shards``, name -> entry as ``write_shard`` gives it; ``made``, where."""
+    names = {split: sorted(name for name in shards if name.rpartition("-")[0] == split) for split in plan.splits}
     hashes = [shards[name]["rows_sha256"] for of_split in names.values() for name in of_split]
-    about = {
+    content = {
         "format": FORMAT,
         "name": plan.name,
         "key": plan.key,
         "fingerprint": _hash([plan.recipe, hashes])[:16],
-        **contents.about,
+        **about,
         "schema": next(iter(shards.values()))["schema"],
-        "splits": {split: {"rows": sum(plan.rows[split]), "shards": of_split} for split, of_split in names.items()},
+        "splits": {
+            split: {"rows": sum(shards[name]["rows"] for name in of_split), "shards": of_split} for split, of_split in names.items()
+        },
         "files": {name: {key: value for key, value in entry.items() if key != "schema"} for name, entry in sorted(shards.items())}
-        | {name: file_entry(content) for name, content in contents.files.items()},
+        | {name: file_entry(file) for name, file in files.items()},
         "recipe": plan.recipe,
         "made": made,
     }
-    about = json.loads(json.dumps(about))  # as a reader has it
-    return json.dumps({**about, "sha256": _hash(about)}, indent=1).encode()
+    content = json.loads(json.dumps(content))  # as a reader has it
+    return json.dumps({**content, "sha256": _hash(content)}, indent=1).encode()
 
 
 def file_entry(content: bytes) -> dict[str, Any]:

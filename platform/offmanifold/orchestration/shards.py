@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from offmanifold.data import DataError
-from offmanifold.data.shards import MANIFEST, UNFINISHED, MakeShard, Plan, Shards, file_entry, make_shard, manifest, shard_name
+from offmanifold.data.shards import MANIFEST, UNFINISHED, Closing, MakePart, Note, Plan, Shards, manifest, without, write_shard
 from offmanifold.orchestration.differences import differences
 from offmanifold.orchestration.display import SweepDisplay, console
 from offmanifold.orchestration.errors import JobError, first_line
@@ -50,15 +50,24 @@ def find_or_write(plan: Plan, root: str, execution: Execution) -> tuple[Shards, 
         storage.write(UNFINISHED, json.dumps(plan.recipe).encode())
         display = SweepDisplay("shards", total=_count(plan))
         try:
-            written = _write_shards(plan, contents.make, storage, execution, display)
+            written, notes = _write_shards(plan, contents.make, storage, execution, display)
         finally:
             display.close()
         if lost := written.keys() - set(_names(storage)):
             raise JobError(f"{min(lost)} is not in {storage.root}: on several nodes that must be a folder which all of them see")
-        for name, content in contents.files.items():
+        closing = contents.close(notes) if contents.close else Closing({}, {}, {})
+        files = {**contents.files, **closing.files}
+        for name, content in files.items():
             storage.write(name, content)
+        if closing.error:
+            raise DataError(f"{closing.error}; see {', '.join(storage.where(name) for name in closing.files)}")
+        for name, rows in closing.dropped.items():
+            shard = without(storage.read(name), rows)
+            storage.write(name, shard.content)
+            written[name] |= shard.entry
         nodes = Counter(str(entry.pop("node")) for entry in written.values())
-        storage.write(MANIFEST, manifest(plan, contents, written, {"shards_of_node": dict(nodes), **versions()}))
+        made = {"shards_of_node": dict(nodes), **versions()}
+        storage.write(MANIFEST, manifest(plan, {**contents.about, **closing.about}, files, written, made))
         storage.remove(UNFINISHED)
     return Shards.open(storage.root), f"{display.summary()}, in {storage.root}"
 
@@ -106,32 +115,36 @@ def _check_same(plan: Plan, root: str, recipe: Mapping[str, Any]) -> None:
 
 
 def _count(plan: Plan) -> int:
-    return sum(map(len, plan.rows.values()))
+    return len(plan.parts)
 
 
 class _Writer:
-    """Makes and writes one shard after another; it holds what makes them (the decoder, ...), on the device that Ray gave."""
+    """Makes and writes one part after another; it holds what makes them (the decoder, ...), on the device that Ray gave."""
 
-    def __init__(self, make: MakeShard, storage: Storage, cpus: float) -> None:
+    def __init__(self, make: MakePart, storage: Storage, cpus: float) -> None:
         self.make, self.storage = make, storage
         self.device = take_resources(cpus)
 
-    def __call__(self, batch: dict[str, NDArray[Any]]) -> dict[str, list[str]]:
-        split, shard, rows = str(batch["split"][0]), int(batch["shard"][0]), int(batch["rows"][0])
-        line = {"name": shard_name(split, shard), "entry": "", "error": ""}
+    def __call__(self, batch: dict[str, NDArray[Any]]) -> dict[str, list[Any]]:
+        line: dict[str, Any] = {"part": int(batch["part"][0]), "shards": "", "notes": "", "error": ""}
         try:
-            made = make_shard(self.make, split, shard, rows, self.device)
-            self.storage.write(made.name, made.content)
-            entry = {"rows": made.rows, **file_entry(made.content), "rows_sha256": made.rows_hash, "schema": made.schema}
-            line["entry"] = json.dumps({**entry, "node": ray.get_runtime_context().get_node_id()})
+            made = self.make(json.loads(str(batch["what"][0])), self.device)
+            node, entries = ray.get_runtime_context().get_node_id(), {}
+            for name, table in made.tables.items():
+                shard = write_shard(table)
+                self.storage.write(name, shard.content)
+                entries[name] = {**shard.entry, "node": node}
+            line |= {"shards": json.dumps(entries), "notes": json.dumps(made.notes)}
         except Exception as error:  # one line for the driver, which ends the job with it
             line["error"] = first_line(error)
         return {name: [value] for name, value in line.items()}
 
 
-def _write_shards(plan: Plan, make: MakeShard, storage: Storage, execution: Execution, display: SweepDisplay) -> dict[str, dict[str, Any]]:
-    """Name of a shard -> what the manifest says of it. What comes back from the actors is a line a shard."""
-    todo = [{"split": split, "shard": shard, "rows": rows} for split, of_split in plan.rows.items() for shard, rows in enumerate(of_split)]
+def _write_shards(
+    plan: Plan, make: MakePart, storage: Storage, execution: Execution, display: SweepDisplay
+) -> tuple[dict[str, dict[str, Any]], list[Note]]:
+    """Name of a shard -> what the manifest says of it; and all notes. What comes back from the actors is a line a part."""
+    todo = [{"part": index, "what": json.dumps(part)} for index, part in enumerate(plan.parts)]
     ray.data.DataContext.get_current().enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     lines = ray.data.from_items(todo, override_num_blocks=len(todo)).map_batches(
@@ -145,14 +158,17 @@ def _write_shards(plan: Plan, make: MakeShard, storage: Storage, execution: Exec
         resources=execution.custom_resources or None,
     )
     written: dict[str, dict[str, Any]] = {}
+    notes: dict[int, list[Note]] = {}
     display.update()
     with _without(b"ray/issues/53727"):  # a warning of Ray's of what Ray Data does by itself
         for line in lines.iter_rows():
             if line["error"]:
-                raise JobError(f"shard {line['name']} was not written: {line['error']}")
-            written[line["name"]] = json.loads(line["entry"])
-            display.finish(line["name"])
-    return written
+                what = ", ".join(f"{key} {value}" for key, value in plan.parts[line["part"]].items() if isinstance(value, str | int))
+                raise JobError(f"part {line['part']} ({what}) was not written: {line['error']}")
+            written |= json.loads(line["shards"])
+            notes[line["part"]] = json.loads(line["notes"])
+            display.finish(str(line["part"]))
+    return written, [note for part in sorted(notes) for note in notes[part]]
 
 
 @contextmanager
