@@ -5,11 +5,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from offmanifold.data import digits, mnist
-from offmanifold.data.dataset import DataError, Dataset, Images, Source
+from offmanifold.data.dataset import Data, DataError, Dataset, Images, Source
 
 DATASETS: dict[str, Callable[[Path], Source]] = {"digits": digits.load, "mnist": mnist.load}
 
-__all__ = ["DATASETS", "DataError", "Dataset", "Images", "Source", "data_root", "load"]
+__all__ = ["DATASETS", "Data", "DataError", "Dataset", "Images", "Source", "data_root", "load"]
 
 
 def data_root() -> Path:

@@ -80,7 +80,7 @@ class Dataset:
         return [hashlib.blake2b(image.tobytes(), digest_size=16).digest() for image in self.pixels]
 
 
-class Images(Protocol):
+class Data(Protocol):
     """What a job needs to know of its data."""
 
     @property
@@ -90,6 +90,14 @@ class Images(Protocol):
     @property
     def fingerprint(self) -> str:
         """Equal for equal data."""
+
+    @property
+    def says(self) -> str:
+        """How much of what there is, in a line."""
+
+
+class Images(Data, Protocol):
+    """Data that is held in memory."""
 
     @property
     def pool(self) -> Dataset:
@@ -116,6 +124,11 @@ class Source:
     @property
     def name(self) -> str:
         return self.pool.name
+
+    @property
+    def says(self) -> str:
+        """How many images for what."""
+        return f"{len(self.pool):,} images to train on, {len(self.test):,} to test on"
 
     @cached_property
     def fingerprint(self) -> str:

@@ -13,7 +13,7 @@ from ray.exceptions import RayError, RayTaskError
 from ray.util.queue import Queue
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from offmanifold.data import Images
+from offmanifold.data import Data
 from offmanifold.orchestration.errors import first_line
 from offmanifold.orchestration.observer import Observer
 from offmanifold.orchestration.session import Execution
@@ -29,13 +29,13 @@ BEGINS = "begins"
 class Chain:
     """One cell of the plan, in a process of its own."""
 
-    def run(self, plan: Plan[Any], index: int, source: Images, news: Queue) -> None:
+    def run(self, plan: Plan[Any], index: int, source: Data, news: Queue) -> None:
         """From its last segment to its end; called again by Ray when the process was lost."""
         news.put((index, {BEGINS: True}))
         work(plan, index, source, lambda message: news.put((index, message)))
 
 
-def run_chains(plan: Plan[Any], source: "ray.ObjectRef[Images]", execution: Execution, observer: Observer, scratch: str) -> None:
+def run_chains(plan: Plan[Any], source: "ray.ObjectRef[Data]", execution: Execution, observer: Observer, scratch: str) -> None:
     """Every cell of the plan, as many at once as there is room for. ``scratch``: folder below the storage's root for tracebacks."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)  # news outlive the chains' machines
     news = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})

@@ -14,7 +14,7 @@ from typing import Any, Generic, TypeVar
 import ray
 from mlflow.exceptions import MlflowException
 
-from offmanifold.data import DataError, Images, Source
+from offmanifold.data import Data, DataError
 from offmanifold.data.shards import Plan
 from offmanifold.experiments.report import Report
 from offmanifold.orchestration.artifacts import Altered, Artifacts
@@ -32,6 +32,7 @@ from offmanifold.orchestration.trial import Make, MakeResumable
 from offmanifold.result import Result, SomeCell
 
 Config = TypeVar("Config")
+SomeData = TypeVar("SomeData", bound=Data)
 
 
 @dataclass
@@ -53,7 +54,7 @@ class Job(Generic[Config]):
     _on: dict[str, Sweeps] = field(default_factory=dict)
     """Fingerprint of other data than was loaded -> sweeps on it."""
 
-    def load(self, load: Callable[[Config], Source]) -> Source:
+    def load(self, load: Callable[[Config], SomeData]) -> SomeData:
         """The data, then Ray and the run: nothing is started before the data is known to be there."""
         source = load(self.config)
         tags = {"preset": self.preset, "data": source.name, "data.fingerprint": source.fingerprint}
@@ -68,12 +69,11 @@ class Job(Generic[Config]):
             console.print(f"{run.folder.name} goes on: an earlier job began it", markup=False)
         else:
             run.tracked.saw(source)
-        images = f"{len(source.pool):,} images to train on, {len(source.test):,} to test on"
-        console.print(f"{run.folder.name}: {source.name}, {images}", markup=False)
+        console.print(f"{run.folder.name}: {source.name}, {source.says}", markup=False)
         return source
 
     def sweep(
-        self, stage: str, make: Make[SomeCell], cells: Sequence[SomeCell], on: Images | None = None, needed: bool = True
+        self, stage: str, make: Make[SomeCell], cells: Sequence[SomeCell], on: Data | None = None, needed: bool = True
     ) -> Mapping[SomeCell, Result]:
         """Every cell's result, found or made in parallel; what failed is named at the end, and the job then fails.
 
@@ -83,12 +83,12 @@ class Job(Generic[Config]):
         return self._results(stage, self._sweeps_on(on).stage(stage, make, cells), needed)
 
     def chains(
-        self, stage: str, make: MakeResumable[SomeCell], cells: Sequence[SomeCell], on: Images | None = None
+        self, stage: str, make: MakeResumable[SomeCell], cells: Sequence[SomeCell], on: Data | None = None
     ) -> Mapping[SomeCell, Result]:
         """The same of Markov chains: an actor each, that goes on from its last segment where it is killed, on whatever machine there is."""
         return self._results(stage, self._sweeps_on(on).chains(stage, make, cells))
 
-    def _sweeps_on(self, on: Images | None) -> Sweeps:
+    def _sweeps_on(self, on: Data | None) -> Sweeps:
         sweeps = self._begun()
         if on is None:
             return sweeps

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import ray
 
-from offmanifold.data import Images
+from offmanifold.data import Data
 from offmanifold.orchestration.artifacts import Artifacts
 from offmanifold.orchestration.chains import run_chains
 from offmanifold.orchestration.display import SweepDisplay, console
@@ -59,14 +59,14 @@ class Outcome(NamedTuple):
 class Sweeps:
     """What the stages of a job share."""
 
-    source: "ray.ObjectRef[Images]"
+    source: "ray.ObjectRef[Data]"
     fingerprint: str
     artifacts: Artifacts
     execution: Execution
     folder: RunFolder
     tracked: TrackedRun
 
-    def on(self, data: Images) -> "Sweeps":
+    def on(self, data: Data) -> "Sweeps":
         """The same job's, of stages that work on other data."""
         return replace(self, source=ray.put(data), fingerprint=data.fingerprint)
 

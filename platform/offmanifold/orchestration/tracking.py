@@ -23,7 +23,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 from sqlalchemy.exc import SQLAlchemyError
 
-from offmanifold.data import Images
+from offmanifold.data import Data
 from offmanifold.experiments.report import Metric as Point
 from offmanifold.orchestration.differences import flatten
 from offmanifold.orchestration.errors import JobError, first_line
@@ -158,9 +158,9 @@ class TrackedRun:
         found = self.tracking.search(f"tags.`{PARENT}` = '{self.run_id}' and tags.stage = '{stage}'")
         return {run.info.run_name: run for run in found}
 
-    def saw(self, source: Images) -> None:
+    def saw(self, source: Data) -> None:
         """The data, in MLflow's column for it."""
-        profile = json.dumps({"images to train on": len(source.pool), "images to test on": len(source.test)})
+        profile = json.dumps({"data": source.says})
         data = Dataset(source.name, source.fingerprint[:36], "local", json.dumps({"uri": source.name}), profile=profile)
         self.tracking.client.log_inputs(self.run_id, [DatasetInput(data, [InputTag("mlflow.data.context", "experiment")])])
 

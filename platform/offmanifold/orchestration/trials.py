@@ -10,7 +10,7 @@ import ray
 from ray import cloudpickle, tune
 from ray.tune.experiment import Trial
 
-from offmanifold.data import Images
+from offmanifold.data import Data
 from offmanifold.orchestration.errors import StorageError, first_line
 from offmanifold.orchestration.observer import Observer
 from offmanifold.orchestration.session import Execution
@@ -18,7 +18,7 @@ from offmanifold.orchestration.trial import Plan, work
 from offmanifold.result import Cell
 
 
-def run_trials(plan: Plan[Any], source: "ray.ObjectRef[Images]", execution: Execution, observer: Observer, scratch: str) -> None:
+def run_trials(plan: Plan[Any], source: "ray.ObjectRef[Data]", execution: Execution, observer: Observer, scratch: str) -> None:
     """Every cell of the plan. ``scratch``: Tune's folder below the storage's root, where tracebacks of trials that failed stay."""
     storage = plan.artifacts.storage
     filesystem, root = storage.arrow()
@@ -50,7 +50,7 @@ def run_trials(plan: Plan[Any], source: "ray.ObjectRef[Images]", execution: Exec
         storage.remove(f"{scratch}/{name}")
 
 
-def _trial(params: dict[str, int], plan: Plan[Cell], source: Images) -> None:
+def _trial(params: dict[str, int], plan: Plan[Cell], source: Data) -> None:
     work(plan, params["cell"], source, tune.report)
 
 

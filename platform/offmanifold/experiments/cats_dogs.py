@@ -1,0 +1,39 @@
+"""What experiments on photographs share: the image files, or the shards that were made of them."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from offmanifold.data import DataError, data_root, photos
+from offmanifold.data.image_files import SHAPES, Listing
+from offmanifold.data.photos import Photos
+from offmanifold.data.shards import MANIFEST, Plan
+
+LAPTOP = photos.Config()
+QUICK = replace(LAPTOP, source=SHAPES, image_size=64, shard_files=100)
+"""Generated: no download."""
+
+
+def load(config: photos.Config) -> Listing | Photos:
+    """The shards in ``to``, where no source is named; else the image files. ``DataError`` where neither is to be had."""
+    if config.to and not config.source:
+        try:
+            return checked(config, Photos.open(config.to))
+        except DataError as error:
+            if f"no {MANIFEST}" not in str(error):
+                raise
+    return Listing.of(config.source, data_root())
+
+
+def prepare(config: photos.Config, source: Listing | Photos, write: Callable[[Plan, str], str]) -> Photos:
+    """The shards: those that were loaded, or found or made of the image files."""
+    return source if isinstance(source, Photos) else Photos.open(write(photos.plan(config, source), config.to))
+
+
+def checked(config: photos.Config, data: Photos) -> Photos:
+    """``DataError`` where the shards are of another size than is asked for."""
+    size = data.image_shape[1]
+    if size != config.image_size:
+        raise DataError(
+            f"{config.to} holds images of {size} x {size} pixels, image_size is {config.image_size}: name another, or the other size"
+        )
+    return data
