@@ -1,6 +1,5 @@
 """What runs in a worker: one cell. Only the driver knows MLflow."""
 
-import gc
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -8,12 +7,12 @@ from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 
-from offmanifold.data import Images
+from offmanifold.data import Data
 from offmanifold.orchestration.artifacts import Artifacts
 from offmanifold.orchestration.checkpoints import StoredCheckpoints
 from offmanifold.orchestration.errors import StorageError
 from offmanifold.orchestration.provenance import versions
-from offmanifold.orchestration.resources import take_resources
+from offmanifold.orchestration.resources import release_memory, take_resources
 from offmanifold.progress import Checkpoints, Progress
 from offmanifold.result import Cell, Result, SomeCell
 
@@ -62,7 +61,7 @@ class Plan(Generic[SomeCell]):
     resumable: bool = False
 
 
-def work(plan: Plan[Any], index: int, source: Images, tell: Callable[[dict[str, Any]], None]) -> None:
+def work(plan: Plan[Any], index: int, source: Data, tell: Callable[[dict[str, Any]], None]) -> None:
     """In a worker: one cell, from its inputs' artifacts to its own. The source's pixels are the object store's, not a copy.
 
     What it tells: ``news``, (step, metrics, words) in their order; ``says``, words for the display; ``note``, a line that stays; ``kept``,
@@ -103,10 +102,4 @@ def work(plan: Plan[Any], index: int, source: Images, tell: Callable[[dict[str, 
     except StorageError as error:
         report(storage=str(error))
     finally:
-        _release()
-
-
-def _release() -> None:
-    """The worker's next trial starts with the memory of the first: what is unreachable is freed, and the GPU's cache given back."""
-    gc.collect()
-    torch.cuda.empty_cache()
+        release_memory()  # the worker's next trial starts with the memory of the first
