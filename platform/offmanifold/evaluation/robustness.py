@@ -24,6 +24,8 @@ from offmanifold.uncertainty import MEASURES
 
 NO_PERTURBATION = "none"
 """The row of zero noise: the clean images, asked again with other draws."""
+EXAMPLES = 8
+"""Images that are kept, clean and attacked."""
 
 
 class ThreatViolated(Exception):
@@ -104,6 +106,7 @@ def evaluate(
     seed: int,
     device: torch.device = torch.device("cpu"),
     progress: Progress = silent,
+    examples: int = EXAMPLES,
 ) -> Result:
     """One attack at one epsilon, with its controls: a row for each perturbation, and the arrays of every image's answers.
 
@@ -111,6 +114,8 @@ def evaluate(
     *changed*, the mean prediction differs from the clean one; *wrong*, it differs from the truth, over all images;
     *wrong_of_correct*, the same over images that were right when clean; *confident*, changed and surer than ``sure_above``.
     l2 and linf are the realised norms' means over images; zero_gradients is the share of (image, step) without a gradient.
+    Arrays: for each perturbation, and for the clean images by the judge's own draws (``clean``), every image's label, confidence and
+    measures, e.g. ``gaussian/mutual_information`` (images,); the first ``examples`` images, clean and attacked.
     """
     if attack not in ATTACKS:
         raise ValueError(f"attack {attack!r} is unknown; there are: {', '.join(ATTACKS)}")
@@ -122,25 +127,26 @@ def evaluate(
     clean = answers(judge, images, config.attack_batch_size)
     candidate = _craft(attacked, images, truth, attack, threat, config, seed, progress)
 
-    perturbed = {attack: candidate.images}
-    for name, control in CONTROLS.items():
-        perturbed[name] = control(images, candidate.images, threat, derive(seed, name))
-    judged = {name: answers(judge, x, config.attack_batch_size) for name, x in perturbed.items()}
-    judged[NO_PERTURBATION] = answers(judging.draw(config.judge_draws, derive(seed, "judge again")), images, config.attack_batch_size)
-    perturbed[NO_PERTURBATION] = images
+    def perturbed() -> Iterator[tuple[str, Tensor, Predictive]]:
+        """One after another: each is as large as the images."""
+        yield attack, candidate.images, judge
+        for name, control in CONTROLS.items():
+            yield name, control(images, candidate.images, threat, derive(seed, name)), judge
+        yield NO_PERTURBATION, images, judging.draw(config.judge_draws, derive(seed, "judge again"))
 
-    rows, arrays = [], {"label": truth.numpy(), "clean_label": clean.label.numpy()}
-    for name, x in perturbed.items():
+    rows, arrays = [], {"label": truth.numpy(), "clean_label": clean.label.numpy(), **_per_image("clean", clean)}
+    for name, x, by in perturbed():
+        judged = answers(by, x, config.attack_batch_size)
         row = {"attack": attack, "epsilon": epsilon, "perturbation": name, "images": len(data)}
-        row |= _success(judged[name], clean, truth, config.sure_above)
-        row |= {measure: values.mean().item() for measure, values in judged[name].measures.items()}
+        row |= _success(judged, clean, truth, config.sure_above)
+        row |= {measure: values.mean().item() for measure, values in judged.measures.items()}
         row |= {norm: kind(epsilon).distance(x - images).mean().item() for norm, kind in THREATS.items()}
         if name == attack:
             zeros = candidate.zero_gradients.float().mean().item() / candidate.steps
             row |= {"steps": candidate.steps, "step_size": candidate.step_size, "zero_gradients": zeros}
         rows.append(row)
-        arrays |= _per_image(name, judged[name])
-    arrays |= {"clean_images": images[:8].cpu().numpy(), "attacked_images": candidate.images[:8].cpu().numpy()}
+        arrays |= _per_image(name, judged)
+    arrays |= {"clean_images": images[:examples].cpu().numpy(), "attacked_images": candidate.images[:examples].cpu().numpy()}
     table = pd.DataFrame(rows)
     return Result(table, arrays, _metrics(table, attack))
 
