@@ -3,14 +3,13 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 import pandas as pd
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from offmanifold.data import Dataset
 from offmanifold.progress import Progress, silent
 from offmanifold.randomness import derive, generator, seeded
 
@@ -38,6 +37,18 @@ class Config:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
         if self.learning_rate <= 0 or self.weight_decay < 0:
             raise ValueError(f"learning_rate must be above 0 ({self.learning_rate}), weight_decay at least 0 ({self.weight_decay})")
+
+
+class Examples(Protocol):
+    """What is trained on: a ``Dataset``, or features of one."""
+
+    @property
+    def images(self) -> Tensor:
+        """(n, ...), float32."""
+
+    @property
+    def targets(self) -> Tensor:
+        """(n,), int64."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +82,7 @@ CLASSIFY = Objective(_cross_entropy, _cross_entropy_and_accuracy)
 
 def train(
     network: nn.Module,
-    data: tuple[Dataset, Dataset],
+    data: tuple[Examples, Examples],
     config: Config,
     seed: int,
     device: torch.device,

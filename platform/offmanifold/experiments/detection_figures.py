@@ -1,0 +1,138 @@
+"""Figures of detectors of attacks: ROC and precision-recall curves, the scores themselves, and examples of what was attacked."""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from offmanifold.experiments import detection_table
+from offmanifold.experiments.detection_table import NEGATIVES, Attack
+
+RATES = np.linspace(0, 1, 201)
+
+
+class Line(NamedTuple):
+    """A detector in a figure."""
+
+    model: str
+    measure: str
+    title: str
+    colour: str
+
+
+def curves(attacks: Sequence[Attack], lines: Sequence[Line], kind: str, of_what: str) -> Figure:
+    """ROC (``roc``) or precision-recall (``precision``) curves: a panel an attack and epsilon, means over repetitions (thin: each).
+
+    Solid: all attacked images; dashed: those whose label changed.
+    """
+    panels, grid, figure = _grid(attacks)
+    for place, axes in grid.items():
+        for line in lines:
+            chosen = [attack for attack in panels[place] if attack.model == line.model]
+            for successful, style in ((False, "-"), (True, "--")):
+                values = detection_table.curves(chosen, line.measure, successful, RATES)[kind]
+                if not len(values):
+                    continue
+                for row in values if not successful and len(values) > 1 else []:
+                    axes.plot(RATES, row, color=line.colour, linewidth=0.5, alpha=0.35)
+                name = f"{line.title}{' (S)' if successful else ''}"
+                axes.plot(RATES, values.mean(axis=0), style, color=line.colour, linewidth=1.6, label=name)
+        if kind == "roc":
+            axes.plot([0, 1], [0, 1], color="grey", linewidth=0.7, linestyle=":")
+        else:
+            base = 1 / (1 + len(NEGATIVES))
+            axes.axhline(base, color="grey", linewidth=0.7, linestyle=":")
+        axes.set(xlim=(0, 1), ylim=(0, 1.01), title=_title(place), aspect="equal")
+    words = {"roc": ("false positive rate", "true positive rate"), "precision": ("recall", "precision")}[kind]
+    figure.supxlabel(words[0], fontsize=9)
+    figure.supylabel(words[1], fontsize=9)
+    _legend(figure, next(iter(grid.values())))
+    figure.suptitle(f"{of_what}\nthin: each repetition; (S): attacks that changed the label; dotted: a score that says nothing", fontsize=9)
+    return figure
+
+
+def scores(attacks: Sequence[Attack], shown: Sequence[tuple[str, str]], of_what: str) -> Figure:
+    """What the detectors look at: distributions of each (model, measure) over clean, noised and attacked images, a row an attack."""
+    panels, _, _ = _grid(attacks)
+    figure = Figure(figsize=(3.4 * len(shown), 1.7 * len(panels)), layout="constrained")
+    grid = figure.subplots(len(panels), len(shown), squeeze=False)
+    for row, place in enumerate(panels):
+        for axes, (model, measure) in zip(grid[row], shown, strict=True):
+            chosen = [attack for attack in panels[place] if attack.model == model]
+            kinds = {"clean": "clean", "gaussian": "noised", place[0]: place[0].upper()}
+            finite = {
+                words: np.log10(np.maximum(np.concatenate([a.result.arrays[f"{name}/{measure}"] for a in chosen]), 1e-6))
+                for name, words in kinds.items()
+                if chosen
+            }
+            if finite:
+                edges = np.linspace(min(found.min() for found in finite.values()), max(found.max() for found in finite.values()) + 1e-9, 40)
+                for (words, found), colour in zip(finite.items(), ("tab:grey", "tab:olive", "tab:red"), strict=True):
+                    axes.hist(found, edges, histtype="step", density=True, color=colour, label=words)
+            axes.set_yticks([])
+            if row == 0:
+                axes.set_title(f"{measure.replace('_', ' ')}, {model}", fontsize=9)
+        grid[row][0].set_ylabel(_title(place), fontsize=9)
+    grid[0][0].legend(fontsize=7)
+    figure.supxlabel("log10 of the measure (nats; below 1e-6 as 1e-6)", fontsize=9)
+    figure.suptitle(of_what, fontsize=9)
+    return figure
+
+
+def examples(attacks: Sequence[Attack], models: Mapping[str, str], what: str) -> Figure:
+    """Images of the first repetition, attacked by MIM (or the last attack) at the largest epsilon.
+
+    Original, and for each model the attacked image and what was added, stretched to the whole range.
+    """
+    first = min(attack.repetition for attack in attacks)
+    epsilon = max(attack.epsilon for attack in attacks)
+    names = list(dict.fromkeys(attack.attack for attack in attacks))
+    name = "mim" if "mim" in names else names[-1]
+    found = {a.model: a for a in attacks if (a.repetition, a.attack, a.epsilon) == (first, name, epsilon)}
+    shown = min((len(attack.result.arrays["clean_images"]) for attack in found.values()), default=0)
+    figure = Figure(figsize=(1.9 * (1 + 2 * len(found)), 2.1 * max(shown, 1)), layout="constrained")
+    panels = figure.subplots(max(shown, 1), 1 + 2 * max(len(found), 1), squeeze=False)
+    for axes in panels.ravel():
+        axes.set_axis_off()
+    for row in range(shown):
+        clean = next(iter(found.values())).result.arrays["clean_images"][row]
+        _show(panels[row][0], clean, "original" if row == 0 else "")
+        for column, (model, attack) in enumerate(found.items()):
+            arrays = attack.result.arrays
+            image, label, before = arrays["attacked_images"][row], arrays[f"{name}/label"][row], arrays["clean_label"][row]
+            said = f"{before} → {label} ({arrays[f'{name}/confidence'][row]:.2f})"
+            _show(panels[row][1 + 2 * column], image, f"{models[model] if row == 0 else ''}\n{said}".strip())
+            _show(panels[row][2 + 2 * column], (image - clean) * 255 / epsilon / 2 + 0.5, "difference" if row == 0 else "")
+    figure.suptitle(f"{name.upper()} at {epsilon:g}/255, {what}; predicted class, and its probability", fontsize=9)
+    return figure
+
+
+def _grid(attacks: Sequence[Attack]) -> tuple[dict[tuple[str, float], list[Attack]], dict[tuple[str, float], Axes], Figure]:
+    """The attacks of each panel, a row an epsilon, and its axes."""
+    panels: dict[tuple[str, float], list[Attack]] = {}
+    for attack in attacks:
+        panels.setdefault((attack.attack, attack.epsilon), []).append(attack)
+    epsilons, names = (sorted({place[1] for place in panels}), list(dict.fromkeys(place[0] for place in panels)))
+    figure = Figure(figsize=(3.0 * len(names), 3.0 * len(epsilons) + 1.2), layout="constrained")
+    axes = figure.subplots(len(epsilons), len(names), squeeze=False, sharex=True, sharey=True)
+    places = {(name, epsilon): axes[row][column] for row, epsilon in enumerate(epsilons) for column, name in enumerate(names)}
+    for place in places.keys() - panels.keys():
+        places.pop(place).set_axis_off()
+    return panels, places, figure
+
+
+def _title(place: tuple[str, float]) -> str:
+    return f"{place[0].upper()}, epsilon {place[1]:g}"
+
+
+def _legend(figure: Figure, axes: Axes) -> None:
+    handles, labels = axes.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=8)
+
+
+def _show(axes: Axes, image: NDArray[np.float32], title: str) -> None:
+    axes.imshow(image.transpose(1, 2, 0).clip(0, 1))
+    axes.set_title(title, fontsize=8)

@@ -1,0 +1,171 @@
+"""Do a model's measures give an attack away?  Clean and noised images against attacked ones: Smith & Gal (2018), section 4.3, table 1.
+
+Tables of what the judge (``robustness.evaluate``) said of each image: every measure as a detector, and what sets two of them apart.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from offmanifold.evaluation import detection
+from offmanifold.evaluation.detection import METRICS, Scores
+from offmanifold.evaluation.intervals import t_interval
+from offmanifold.randomness import derive
+from offmanifold.result import Result
+from offmanifold.uncertainty import MEASURES
+
+NEGATIVES = ("clean", "gaussian")
+"""Of each source image: as it is, and with Gaussian noise of the attack's own realised L2 norm, clipped as it was."""
+ALL, SUCCESSFUL, BOTH = "all", "successful", "successful on both"
+"""Attacked images that count: all; those whose label changed (the paper's S); on both models, where two are compared."""
+PLACE = ["model", "attack", "epsilon", "measure", "of"]
+
+
+@dataclass(frozen=True)
+class Attack:
+    """One attack on one model, in one repetition, as it was judged."""
+
+    repetition: int
+    model: str
+    attack: str
+    epsilon: float
+    """In units of 1/255."""
+    result: Result
+
+    def scores(self, measure: str, kept: NDArray[np.bool_] | None = None) -> Scores:
+        """A measure of the attacked images, and of those that were not attacked."""
+        arrays = self.result.arrays
+        negative = np.stack([arrays[f"{name}/{measure}"] for name in NEGATIVES]).astype(np.float64)
+        return Scores(arrays[f"{self.attack}/{measure}"].astype(np.float64), negative, kept)
+
+    @property
+    def succeeded(self) -> NDArray[np.bool_]:
+        """On which images the attack changed the label: (images,)."""
+        changed: NDArray[np.bool_] = self.result.arrays[f"{self.attack}/label"] != self.result.arrays["clean_label"]
+        return changed
+
+
+@dataclass(frozen=True)
+class Detector:
+    """A measure of a model."""
+
+    model: str
+    measure: str
+
+
+def detectors(attacks: Sequence[Attack], seed: int) -> pd.DataFrame:
+    """A row a (repetition, model, attack, epsilon, measure, images that count): each metric with its 95 % bootstrap over source images.
+
+    NaN where a measure does not apply (one function has no mutual information), or no attack succeeded.
+    """
+    rows = []
+    for attack in attacks:
+        for of, kept in ((ALL, None), (SUCCESSFUL, attack.succeeded)):
+            for measure in MEASURES:
+                scores = attack.scores(measure, kept)
+                positives = len(attack.succeeded) if kept is None else int(kept.sum())
+                row = {"repetition": attack.repetition, "model": attack.model, "attack": attack.attack, "epsilon": attack.epsilon}
+                row |= {"measure": measure, "of": of, "positives": positives, "negatives": scores.negative.size}
+                rows.append(row | _metrics(scores, _key(seed, attack)))
+    return pd.DataFrame(rows)
+
+
+def gaps(attacks: Sequence[Attack], pairs: Sequence[tuple[Detector, Detector]], seed: int) -> pd.DataFrame:
+    """A row a (repetition, attack, epsilon, pair, images that count): the first's AUC less the second's, on the same resampled sources."""
+    found = {(attack.repetition, attack.model, attack.attack, attack.epsilon): attack for attack in attacks}
+    rows = []
+    for first, second in pairs:
+        for attack in (attack for attack in attacks if attack.model == first.model):
+            other = found.get((attack.repetition, second.model, attack.attack, attack.epsilon))
+            if other is None:
+                continue
+            of = SUCCESSFUL if first.model == second.model else BOTH
+            for name, kept in ((ALL, None), (of, attack.succeeded & other.succeeded)):
+                scores = attack.scores(first.measure, kept), other.scores(second.measure, kept)
+                if not all(score.applicable for score in scores):
+                    continue
+                key = _key(seed, attack)
+                draws = np.subtract(*(detection.draws(score, detection.area, key) for score in scores))
+                row = {"repetition": attack.repetition, "attack": attack.attack, "epsilon": attack.epsilon, "of": name}
+                row |= {"first": first.model, "first_measure": first.measure, "second": second.model, "second_measure": second.measure}
+                gap = float(np.subtract(*(detection.area(score.curve()) for score in scores)))
+                rows.append(row | _interval("gap", gap, draws) | {"positives": len(attack.succeeded) if kept is None else int(kept.sum())})
+    return pd.DataFrame(rows)
+
+
+def success(attacks: Sequence[Attack]) -> pd.DataFrame:
+    """A row a (repetition, model, attack, epsilon, perturbation), as the judge gives it: success by each definition, realised norms."""
+    return pd.concat(
+        [attack.result.table.assign(repetition=attack.repetition, model=attack.model, epsilon=attack.epsilon) for attack in attacks],
+        ignore_index=True,
+    )
+
+
+def over_repetitions(table: pd.DataFrame, by: Sequence[str], names: Sequence[str]) -> pd.DataFrame:
+    """Mean, standard deviation and Student's 95 % interval over repetitions; of a single one, its own interval over images.
+
+    Columns: each name, with ``_std``, ``_low`` and ``_high``, and ``repetitions``, which have a value of the first.
+    """
+    rows = []
+    for place, group in table.groupby(list(by), sort=False):
+        row = dict(zip(by, place, strict=True)) | {"repetitions": int(group[names[0]].notna().sum())}
+        for name in names:
+            values = group[name].dropna()
+            row[name], row[f"{name}_std"] = values.mean(), values.std(ddof=1)
+            if len(values) > 1:
+                low, high = t_interval(list(values))
+                row[f"{name}_low"], row[f"{name}_high"] = (low, high) if name == "gap" else (max(low, 0.0), min(high, 1.0))
+            elif len(values):
+                one = group.loc[values.index[0]]
+                row[f"{name}_low"], row[f"{name}_high"] = one[f"{name}_low"], one[f"{name}_high"]
+            else:
+                row[f"{name}_low"] = row[f"{name}_high"] = float("nan")
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def _metrics(scores: Scores, key: int) -> dict[str, float]:
+    curve, weights = scores.curve(), scores.resampled(key)
+    found = scores.curve(weights) if scores.applicable else None
+    row: dict[str, float] = {}
+    for name, metric in METRICS.items():
+        value = float(metric(curve)) if found else float("nan")
+        row |= _interval(name, value, metric(found) if found else np.full(1, np.nan))
+    return row
+
+
+def _interval(name: str, value: float, draws: NDArray[np.float64]) -> dict[str, float]:
+    drawn = draws[~np.isnan(draws)]
+    low, high = np.percentile(drawn, [2.5, 97.5]) if len(drawn) else (float("nan"), float("nan"))
+    return {name: value, f"{name}_low": float(low), f"{name}_high": float(high)}
+
+
+def _key(seed: int, attack: Attack) -> int:
+    """The same sources are drawn for all models, attacks and measures of a repetition."""
+    return derive(seed, "sources", attack.repetition)
+
+
+def grouped(table: pd.DataFrame, **wanted: object) -> pd.DataFrame:
+    """The rows with these values."""
+    for name, value in wanted.items():
+        table = table[table[name] == value]
+    return table
+
+
+def curves(attacks: Sequence[Attack], measure: str, successful: bool, rates: NDArray[np.float64]) -> Mapping[str, NDArray[np.float64]]:
+    """ROC and precision-recall curves of repetitions: ``roc``, true positive rates at these false positive rates; ``precision`` at these
+    recalls; each (repetitions, rates), of repetitions to which the measure applies."""
+    roc, precision = [], []
+    for attack in attacks:
+        scores = attack.scores(measure, attack.succeeded if successful else None)
+        if not scores.applicable:
+            continue
+        curve = scores.curve()
+        roc.append(np.interp(rates, np.append(0.0, curve.alarm_rate), np.append(0.0, curve.hit_rate)))
+        of_found = curve.hits / np.maximum(curve.hits + curve.alarms, 1e-12)
+        at = np.searchsorted(curve.hit_rate, rates, side="left").clip(max=len(of_found) - 1)
+        precision.append(of_found[at])
+    return {"roc": np.array(roc), "precision": np.array(precision)}
