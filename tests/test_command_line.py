@@ -75,4 +75,5 @@ def test_help_names_every_field_its_unit_and_default(capsys):
 def test_no_two_fields_of_a_job_have_one_name(job):
     presets = runpy.run_path(str(job), run_name="looked at")["experiment"].PRESETS
     for preset, config in presets.items():
-        assert parse("doc", presets, [preset, "--seed", "7"])[0] == replace(config, seed=7)
+        field, value = ("seed", 7) if hasattr(config, "seed") else ("shard_files", 7)
+        assert parse("doc", presets, [preset, f"--{field.replace('_', '-')}", "7"])[0] == replace(config, **{field: value})

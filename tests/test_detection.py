@@ -2,9 +2,10 @@
 
 import numpy as np
 import pytest
-from sklearn.metrics import roc_auc_score
+from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 
-from offmanifold.evaluation.detection import auc, auc_draws
+from offmanifold.evaluation import detection
+from offmanifold.evaluation.detection import METRICS, Scores, auc, auc_draws
 from offmanifold.randomness import derive
 
 
@@ -60,3 +61,75 @@ def test_the_interval_covers_the_truth_as_often_as_it_says():
 
 def test_of_scores_that_do_not_apply_nothing_is_said():
     assert np.isnan(auc_draws(np.full(5, np.nan), np.zeros(5), resamples=3)).all()
+
+
+# several kinds of image a source, other metrics
+
+
+def kinds(sources: int, seed: int = 0) -> Scores:
+    """Two negatives a source, with ties; of the positives, only some count."""
+    draws = np.random.default_rng(seed)
+    base = draws.normal(size=sources)
+    positive = (base + draws.normal(size=sources) + 0.6).round(1)
+    negative = (base + draws.normal(size=(2, sources))).round(1)
+    return Scores(positive, negative, draws.random(sources) < 0.7)
+
+
+def flat(scores: Scores, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Labels, scores and weights, for scikit-learn."""
+    values = np.concatenate([scores.positive, *scores.negative])
+    weights = np.concatenate([counts * scores.kept, counts, counts])
+    return np.repeat([1, 0], [len(counts), 2 * len(counts)]), values, weights
+
+
+def at_5(labels, values, weights) -> float:
+    alarms, hits, _ = roc_curve(labels, values, sample_weight=weights, drop_intermediate=False)
+    return float(hits[alarms <= 0.05 + 1e-12].max())
+
+
+THEIRS = {
+    "auc": lambda labels, values, weights: roc_auc_score(labels, values, sample_weight=weights),
+    "average_precision": lambda labels, values, weights: average_precision_score(labels, values, sample_weight=weights),
+    "hits_at_5": at_5,
+}
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("seed", range(3))
+def test_every_metric_is_scikit_learns_of_all_and_of_resampled_sources(metric, seed):
+    scores = kinds(150, seed)
+    assert float(METRICS[metric](scores.curve())) == pytest.approx(THEIRS[metric](*flat(scores, np.ones(150))), abs=1e-12)
+    drawn = detection.draws(scores, METRICS[metric], seed=5, resamples=4)
+    for value, counts in zip(drawn, scores.resampled(5, 4), strict=True):
+        assert counts.sum() == 150
+        assert value == pytest.approx(THEIRS[metric](*flat(scores, counts)), abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("metric", "perfect", "useless", "worst"), [("auc", 1, 0.5, 0), ("average_precision", 1, 0.25, 0.25), ("hits_at_5", 1, 0, 0)]
+)
+def test_every_metric_has_its_limits(metric, perfect, useless, worst):
+    """Four images in all, one of them positive: the base rate is a quarter."""
+    found = [Scores(np.array([score]), np.array([[1.0], [2.0], [3.0]])) for score in (9.0, 0.0)]
+    assert METRICS[metric](found[0].curve()) == perfect
+    assert METRICS[metric](found[1].curve()) == worst
+    assert METRICS[metric](Scores(np.ones(1), np.ones((3, 1))).curve()) == useless
+
+
+def test_a_metric_of_no_positive_is_not_applicable():
+    none = Scores(np.zeros(4), np.ones((2, 4)), np.zeros(4, bool))
+    assert not none.applicable
+    assert np.isnan(detection.draws(none, detection.area, resamples=3)).all()
+    one = Scores(np.arange(4.0), np.ones((2, 4)), np.array([True, False, False, False]))
+    drawn = detection.draws(one, detection.area, resamples=200)
+    left_out = one.resampled(0, 200)[:, 0] == 0
+    assert np.array_equal(np.isnan(drawn), left_out)
+    assert left_out.any()
+
+
+def test_the_difference_of_two_detectors_is_drawn_on_the_same_sources():
+    """A detector and itself with a little noise: paired, the difference's interval is far narrower than of separate draws."""
+    first = kinds(300)
+    second = Scores(first.positive + 0.01, first.negative, first.kept)
+    one, two = (detection.draws(scores, detection.area, seed=1) for scores in (first, second))
+    assert (two - one).std() < 0.2 * (detection.draws(second, detection.area, seed=2) - one).std()

@@ -1,15 +1,16 @@
 """What models say over a latent plane, small and without Ray: the same cells, made one after another in this process."""
 
 import logging
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from local import CPU, Local
 from scipy.stats import spearmanr
 
-from offmanifold.data import DataError, Source
+from offmanifold.data import DataError
 from offmanifold.evaluation.intervals import t_interval
 from offmanifold.evaluation.robustness import answers
 from offmanifold.experiments import (
@@ -34,12 +35,11 @@ from offmanifold.experiments.map_latent_uncertainty import GridPart, RealImages
 from offmanifold.inference import autoencoder, hmc, sampler, sgd
 from offmanifold.inference.hmc import Bayesian, Hmc
 from offmanifold.models import vae
-from offmanifold.progress import Memory, silent
+from offmanifold.progress import silent
 from offmanifold.randomness import derive
 from offmanifold.result import recipe_key
 from offmanifold.uncertainty import MEASURES
 
-CPU = torch.device("cpu")
 SMALL = latent_models.Config(
     bayesian_lenet.Config(
         "digits", given_images=120, chains=2, chain=Bayesian(sampling=sampler.Config(warmup=2, draws=4, max_tree_depth=2))
@@ -55,27 +55,6 @@ ON_MANIFOLD = replace(SMALL, posterior=replace(SMALL.posterior, dataset="manifol
 MAPS = map_latent_uncertainty.Config(SMALL, Holes(far=2.0), grid_points=9, real_images=40)
 SEARCH = search_latent_holes.Config(SMALL, garbage.Config(budget=90, calibration=10, wanted=6, far=2.0, apart=0.0, epsilons=(0.1, 0.4)))
 BETWEEN = interpolate_images.Config(SMALL, pairs=40, way_points=5, compared_images=12)
-
-
-@dataclass
-class Local:
-    """A job's stages, without Ray; what was made is found again."""
-
-    source: Source
-    made: dict = field(default_factory=dict)
-
-    def sweep(self, stage, make, cells, on=None, needed=True, **more):
-        data = on or self.source
-        for cell in cells:
-            if cell not in self.made:
-                self.made[cell] = make(cell, data, [self.made[needed] for needed in cell.inputs], CPU, silent, **more)
-        return {cell: self.made[cell] for cell in cells}
-
-    def chains(self, stage, make, cells, on=None):
-        return self.sweep(stage, lambda *args: make(*args, Memory()), cells, on)
-
-    def write(self, plan, folder=""):
-        raise AssertionError("no data set is written here")
 
 
 @pytest.fixture(scope="module")

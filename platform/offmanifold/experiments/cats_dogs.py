@@ -33,7 +33,6 @@ def checked(config: photos.Config, data: Photos) -> Photos:
     """``DataError`` where the shards are of another size than is asked for."""
     size = data.image_shape[1]
     if size != config.image_size:
-        raise DataError(
-            f"{config.to} holds images of {size} x {size} pixels, image_size is {config.image_size}: name another, or the other size"
-        )
+        there = f"{config.to} holds images of {size} x {size} pixels"
+        raise DataError(f"{there}, image_size is {config.image_size}: name another folder, or --image-size {size}")
     return data

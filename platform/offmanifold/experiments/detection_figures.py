@@ -76,7 +76,10 @@ def scores(attacks: Sequence[Attack], shown: Sequence[tuple[str, str]], of_what:
             if row == 0:
                 axes.set_title(f"{measure.replace('_', ' ')}, {model}", fontsize=9)
         grid[row][0].set_ylabel(_title(place), fontsize=9)
-    grid[0][0].legend(fontsize=7)
+    for axes in grid[0]:
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend(fontsize=7)
+            break
     figure.supxlabel("log10 of the measure (nats; below 1e-6 as 1e-6)", fontsize=9)
     figure.suptitle(of_what, fontsize=9)
     return figure

@@ -96,6 +96,8 @@ def sentences(detectors: Table, summary: Table, gaps: Table, fooled: Table, test
     said = []
     for measure, model in ((INFORMATION, "mc"), (ENTROPY, "mc"), (ENTROPY, "deterministic")):
         rows = grouped(summary, model=model, measure=measure, of=ALL)
+        if not len(rows):
+            continue
         useful, wrong = rows[rows["auc_low"] > 0.5], rows[rows["auc_high"] < 0.5]
         said.append(
             f"{WORDS[measure]} of the {MODELS[model]} model: AUC {rows['auc'].min():.3f} to {rows['auc'].max():.3f}; above 0.5 for "
