@@ -231,7 +231,7 @@ def test_the_report_has_every_table_and_figure_and_says_that_the_data_is_generat
     text = str(report)
     assert "generated shapes" in text
     assert "SG entropy" not in text  # the paper's figures are of cats and dogs
-    assert set(report.figures) == {"figure_7_examples", "figure_14_roc", "precision_recall", "scores"}
+    assert set(report.figures) == {"figure_7_examples", "figure_14_roc", "precision_recall", "auc_against_epsilon", "scores"}
     assert set(report.tables) == {"detectors", "detectors_summary", "gaps", "gaps_summary", "success", "clean"}
     assert len(report.tables["detectors"]) == 2 * 2 * 2 * 2 * 2 * len(MEASURES)
     assert "nan" not in text.lower().replace("determinant", "")

@@ -4,12 +4,14 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from offmanifold.experiments import detection_table
-from offmanifold.experiments.detection_table import NEGATIVES, Attack
+from offmanifold.experiments.detection_table import NEGATIVES, Attack, grouped
+from offmanifold.experiments.reported import DetectionReports
 
 RATES = np.linspace(0, 1, 201)
 
@@ -51,6 +53,41 @@ def curves(attacks: Sequence[Attack], lines: Sequence[Line], kind: str, of_what:
     figure.supylabel(words[1], fontsize=9)
     _legend(figure, next(iter(grid.values())))
     figure.suptitle(f"{of_what}\nthin: each repetition; (S): attacks that changed the label; dotted: a score that says nothing", fontsize=9)
+    return figure
+
+
+def against_epsilon(
+    summary: pd.DataFrame,
+    fooled: pd.DataFrame,
+    lines: Sequence[Line],
+    reported: DetectionReports,
+    of_what: str,
+) -> Figure:
+    """AUC of each detector against epsilon, all attacked images, with its interval.
+
+    Dotted: how often the attack succeeds; crosses: reported. ``summary`` and ``fooled`` as ``detection_table.over_repetitions`` gives them.
+    """
+    names = list(dict.fromkeys(summary["attack"]))
+    figure = Figure(figsize=(3.4 * len(names), 3.6), layout="constrained")
+    for axes, name in zip(figure.subplots(1, len(names), squeeze=False, sharey=True)[0], names, strict=True):
+        for line in lines:
+            rows = grouped(summary, attack=name, model=line.model, measure=line.measure, of=detection_table.ALL).sort_values("epsilon")
+            axes.plot(rows["epsilon"], rows["auc"], "o-", color=line.colour, markersize=3, label=line.title)
+            axes.fill_between(rows["epsilon"], rows["auc_low"], rows["auc_high"], color=line.colour, alpha=0.15, linewidth=0)
+            for epsilon in rows["epsilon"]:
+                figure_of_paper = reported.get((line.model, name, epsilon, line.measure, detection_table.ALL))
+                if figure_of_paper:
+                    axes.plot(epsilon, figure_of_paper.value, "x", color=line.colour, markersize=8, markeredgewidth=2)
+        for model, colour in {line.model: line.colour for line in reversed(lines)}.items():
+            rows = grouped(fooled, attack=name, model=model).sort_values("epsilon")
+            axes.plot(rows["epsilon"], rows["changed"], ":", color=colour, linewidth=1.2)
+        axes.axhline(0.5, color="grey", linewidth=0.7)
+        axes.set(xscale="log", ylim=(-0.02, 1.02), title=name.upper(), xlabel="epsilon (of 255)")
+        axes.set_xticks(sorted(set(summary["epsilon"])), [f"{epsilon:g}" for epsilon in sorted(set(summary["epsilon"]))])
+        axes.minorticks_off()
+    figure.axes[0].set_ylabel("AUC, all attacked images")
+    _legend(figure, figure.axes[0])
+    figure.suptitle(f"{of_what}\ndotted: share of labels changed; crosses: Smith & Gal (2018), table 1", fontsize=9)
     return figure
 
 

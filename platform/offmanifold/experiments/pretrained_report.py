@@ -1,6 +1,6 @@
 """Smith & Gal's (2018) table 1 and figures 7 to 14, beside ours, and which of the paper's claims hold."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TypeAlias
 
 import numpy as np
@@ -12,7 +12,7 @@ from offmanifold.experiments import detection_table
 from offmanifold.experiments.detection_table import ALL, PLACE, SUCCESSFUL, Attack, Detector, grouped, over_repetitions
 from offmanifold.experiments.pretrained import MODELS
 from offmanifold.experiments.report import Metric, Report
-from offmanifold.experiments.reported import DETECTION, Reported
+from offmanifold.experiments.reported import DETECTION, DetectionReports
 from offmanifold.uncertainty import MEASURES
 
 ENTROPY, INFORMATION = "predictive_entropy", "mutual_information"
@@ -28,10 +28,11 @@ METRICS = {"auc": "AUC", "average_precision": "average precision", "hits_at_5": 
 CELL = ["attack", "epsilon"]
 COLUMNS = ("network.backbone", "data.image_size", "attacked_images", "repetitions")
 Table: TypeAlias = pd.DataFrame
-Reports: TypeAlias = Mapping[tuple[str, str, float, str, str], Reported]
 
 
-def summarise(attacks: Sequence[Attack], clean: Sequence[Table], what: str, draws: int, seed: int, reported: Reports = DETECTION) -> Report:
+def summarise(
+    attacks: Sequence[Attack], clean: Sequence[Table], what: str, draws: int, seed: int, reported: DetectionReports = DETECTION
+) -> Report:
     """Of all attacks, and of what each head says of the clean test images; ``reported`` stands beside, where the data is the paper's."""
     detectors = detection_table.detectors(attacks, seed)
     gaps = detection_table.gaps(attacks, PAIRS, seed)
@@ -75,6 +76,7 @@ def summarise(attacks: Sequence[Attack], clean: Sequence[Table], what: str, draw
             "figure_7_examples": figures.examples(attacks, MODELS, what),
             "figure_14_roc": figures.curves(attacks, _lines(), "roc", of_what),
             "precision_recall": figures.curves(attacks, _lines(), "precision", of_what),
+            "auc_against_epsilon": figures.against_epsilon(summary, fooled, _lines(), reported, of_what),
             "scores": figures.scores(attacks, [("mc", ENTROPY), ("mc", INFORMATION), ("deterministic", ENTROPY)], of_what),
         },
         metrics=[
@@ -180,7 +182,7 @@ def _clean(tests: Table) -> Table:
     return pd.DataFrame(rows).replace("nan", "n/a")
 
 
-def _table_1(summary: Table, of: str, fooled: Table | None, reported: Reports) -> Table:
+def _table_1(summary: Table, of: str, fooled: Table | None, reported: DetectionReports) -> Table:
     rows = []
     for (attack, epsilon, model), group in grouped(summary, of=of).groupby([*CELL, "model"], sort=False):
         row = {"attack": f"{attack.upper()} {epsilon:g}", "model": MODELS[str(model)]}

@@ -1,6 +1,8 @@
 """What the papers report, with its source: it stands beside our figures in every table and plot."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TypeAlias
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,8 @@ _SG_1_COLUMNS = {
         ("success", "all"),
     ),
 }
-DETECTION: dict[tuple[str, str, float, str, str], Reported] = {
+DetectionReports: TypeAlias = Mapping[tuple[str, str, float, str, str], Reported]
+DETECTION: DetectionReports = {
     (model, attack, epsilon, *column): Reported(value, None, SG_TABLE_1)
     for (attack, epsilon), of_models in _SG_1.items()
     for model, values in zip(_SG_1_COLUMNS, of_models, strict=True)
