@@ -134,13 +134,15 @@ for line in sys.stdin.read().splitlines():
     runpy.run_path(sys.argv[0], run_name="__main__")
 """
 """Jobs, a line each, in one process: libraries are imported once."""
+WITH_JOBS = ("test_cats_dogs_jobs", "test_manifold_jobs", "test_latent_jobs")
+"""Tests whose ``JOBS`` are run."""
 
 
 @pytest.fixture(scope="session", autouse=True)
 def aside(request, tmp_path_factory) -> Iterator[dict[str, Program]]:
     """Begun before the first test, where their own tests are to be run: programs that take a minute or two and mostly wait.
 
-    two_nodes: tests/two_nodes.py. jobs: a storage folder in which the jobs of test_manifold_jobs.py and test_latent_jobs.py were run.
+    two_nodes: tests/two_nodes.py. jobs: a storage folder in which the jobs of WITH_JOBS were run.
     """
     wanted = {item.path.stem: item.module for item in request.session.items}
     programs = {}
@@ -151,7 +153,7 @@ def aside(request, tmp_path_factory) -> Iterator[dict[str, Program]]:
         (root / "plan").write_bytes(ray.cloudpickle.dumps((plan.name, plan.recipe, plan.splits, plan.parts, contents)))
         script = str(Path(__file__).parent / "two_nodes.py")
         programs["two_nodes"] = Program([sys.executable, script, *(str(root / name) for name in ("plan", "data", "storage"))], root)
-    if lines := [line for name in ("test_manifold_jobs", "test_latent_jobs") if name in wanted for line in wanted[name].JOBS]:
+    if lines := [line for name in WITH_JOBS if name in wanted for line in wanted[name].JOBS]:
         root = tmp_path_factory.mktemp("jobs")
         kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
         environment = kept | {"OFFMANIFOLD_STORAGE": str(root), "MLFLOW_TRACKING_URI": ""}

@@ -54,7 +54,7 @@ def decode(content: bytes, name: str, size: int) -> Decoded:
             warnings.simplefilter("ignore")  # of images larger than LARGEST, of damaged EXIF tags
             with Image.open(BytesIO(content), formats=FORMATS) as image:
                 return _decoded(image, name, size)
-    except Unreadable:
+    except (Unreadable, MemoryError):
         raise
     except UnidentifiedImageError:
         raise Unreadable(f"no {', '.join(FORMATS)}") from None

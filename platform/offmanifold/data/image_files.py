@@ -2,10 +2,11 @@
 
 import hashlib
 import json
+import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Protocol
 
@@ -20,7 +21,7 @@ SHAPES = "shapes"
 PLACES = ("asirra/PetImages", "PetImages", "dogs-vs-cats/train", "train")
 """Where cats and dogs are looked for below the data folder."""
 KAGGLE = re.compile(r"([A-Za-z]+)\.\d+\.\w+")
-HIDDEN, NO_CLASS = "hidden", "no class in its name or folder"
+HIDDEN, NO_CLASS, BAD_NAME = "hidden", "no class in its name or folder", "its name is not UTF-8"
 
 
 class Reader(Protocol):
@@ -49,27 +50,45 @@ class Folder:
         return "/".join(self.root.rstrip("/").split("/")[-2:])
 
     def files(self) -> list[tuple[str, int]]:
-        """All below it, at any depth; ``DataError`` where there is no such folder."""
+        """All below it, at any depth, links that lead nowhere among them; ``DataError`` where there is no such folder."""
         try:
-            filesystem, root = self._open()
+            if "://" not in self.root:
+                return list(_walk(Path(self.root)))
+            filesystem, root = _open(self.root)
             found = filesystem.get_file_info(fs.FileSelector(root, recursive=True))
         except (OSError, pa.ArrowInvalid) as error:
             reason = "there is no such folder" if isinstance(error, FileNotFoundError) else str(error).splitlines()[0]
             raise DataError(f"source {self.root} cannot be listed ({reason}); name the folder that holds the images") from error
-        return [(info.path.removeprefix(root).lstrip("/"), info.size) for info in found if info.type == fs.FileType.File]
+        return [(info.path.removeprefix(root).lstrip("/"), info.size) for info in found if info.type != fs.FileType.Directory]
 
     def read(self, path: str) -> bytes:
         """A file's content."""
-        filesystem, root = self._open()
+        if "://" not in self.root:
+            return (Path(self.root) / path).read_bytes()
+        filesystem, root = _open(self.root)
         with filesystem.open_input_file(f"{root}/{path}") as stream:
             content: bytes = stream.readall()
             return content
 
-    def _open(self) -> tuple[fs.FileSystem, str]:
-        if "://" not in self.root:
-            return fs.LocalFileSystem(), self.root
-        filesystem, root = fs.FileSystem.from_uri(self.root)
-        return filesystem, root.rstrip("/")
+
+@cache
+def _open(root: str) -> tuple[fs.FileSystem, str]:
+    """One client for all files."""
+    filesystem, path = fs.FileSystem.from_uri(root)
+    return filesystem, path.rstrip("/")
+
+
+def _walk(root: Path) -> Iterator[tuple[str, int]]:
+    if not root.is_dir():
+        raise FileNotFoundError(root)
+    for folder, _, names in os.walk(root, onerror=_refuse):
+        for name in names:
+            path = Path(folder) / name
+            yield path.relative_to(root).as_posix(), (path.stat() if path.exists() else path.lstat()).st_size
+
+
+def _refuse(error: OSError) -> None:
+    raise error
 
 
 @dataclass(frozen=True)
@@ -84,7 +103,7 @@ class Listing:
     """Index of the class."""
     class_names: tuple[str, ...]
     left_out: tuple[tuple[str, str], ...] = field(repr=False)
-    """Files without a label, and why: HIDDEN or NO_CLASS."""
+    """Files that are not read, and why: HIDDEN, NO_CLASS or BAD_NAME."""
 
     @classmethod
     def of(cls, source: str, data_root: Path) -> "Listing":
@@ -105,17 +124,19 @@ class Listing:
 
     @classmethod
     def read(cls, reader: Reader) -> "Listing":
-        """The layout is Kaggle's where most files are named so."""
+        """The layout is Kaggle's where most files are named so; else a file's class is the folder it is in."""
         files = sorted(reader.files())
         where = f"source {getattr(reader, 'root', reader.name)}"
         if not files:
             raise DataError(f"{where} holds no file: name the folder that holds the images")
-        visible = [(path, size) for path, size in files if not any(part.startswith((".", "__")) for part in path.split("/"))]
+        nameless = [path for path, _ in files if not _is_text(path)]
+        hidden = [path for path, _ in files if any(part.startswith((".", "__")) for part in path.split("/")) and path not in nameless]
+        visible = [(path, size) for path, size in files if path not in {*nameless, *hidden}]
         matches = [KAGGLE.fullmatch(path.rpartition("/")[2]) for path, _ in visible]
         if sum(match is not None for match in matches) * 2 > len(visible):
-            classes = [match[1] if match else "" for match in matches]
+            classes = [match[1].lower() if match else "" for match in matches]
         else:
-            classes = [path.partition("/")[0] if "/" in path else "" for path, _ in visible]
+            classes = [path.split("/")[-2] if "/" in path else "" for path, _ in visible]
         names = tuple(sorted(set(classes) - {""}))
         if len(names) < 2:
             found = f"only {names[0]}" if names else "none"
@@ -124,10 +145,11 @@ class Listing:
                 f"name): {len(files):,} files, classes found: {found}"
             )
         labelled = [(path, size, names.index(name)) for (path, size), name in zip(visible, classes, strict=True) if name]
-        hidden = [(path, HIDDEN) for path, _ in set(files) - set(visible)]
-        nameless = [(path, NO_CLASS) for (path, _), name in zip(visible, classes, strict=True) if not name]
+        left_out = [(path, HIDDEN) for path in hidden]
+        left_out += [(path.encode(errors="backslashreplace").decode(), BAD_NAME) for path in nameless]
+        left_out += [(path, NO_CLASS) for (path, _), name in zip(visible, classes, strict=True) if not name]
         paths, sizes, labels = zip(*labelled, strict=True)
-        return cls(reader, paths, sizes, labels, names, tuple(sorted(hidden + nameless)))
+        return cls(reader, paths, sizes, labels, names, tuple(sorted(left_out)))
 
     @property
     def name(self) -> str:
@@ -140,9 +162,21 @@ class Listing:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Of every file's name, size and label: what is in them is known when they are read."""
+        """Of every file's name, size and label: nothing is read.
+
+        One that is replaced by another of the very same size is not noticed, and shards that were made of the old one are found.
+        """
         known = [self.paths, self.sizes, self.labels, self.class_names]
         return hashlib.sha256(json.dumps(known).encode()).hexdigest()[:16]
+
+
+def _is_text(path: str) -> bool:
+    """Can the name be written as UTF-8? (On disk, names are bytes.)"""
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _absolute(source: str) -> str:

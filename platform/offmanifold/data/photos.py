@@ -37,13 +37,13 @@ class Config:
     image_size: int = 224
     """Height and width in pixels: the shorter side is resized to it, the centre cut out."""
     validation_share: float = 0.1
-    """Of the images, about: the hash of an image's content decides its split."""
+    """Of the images, about: the hash of an image's content decides its split. (Shards in ``to`` that are found have theirs.)"""
     test_share: float = 0.2
     """Of the images, about."""
     shard_files: int = 200
     """Files that are read for one shard of each split."""
     largest_bad_share: float = 0.01
-    """Of the files, that may be unusable (damaged, no image, of no class); more, and the job fails."""
+    """Of the files, that may be unusable (damaged, no image, of no class); more, and the job fails, with shards that it finds too."""
 
     def __post_init__(self) -> None:
         if self.image_size < 8 or self.shard_files < 1:
@@ -156,7 +156,7 @@ def plan(config: Config, listing: Listing) -> Plan:
     }
     make = MakePhotos(listing.reader, config.image_size, config.validation_share, config.test_share)
     contents = Contents(make, about, {}, Close(listing, config.largest_bad_share))
-    return Plan(NAME, recipe, SPLITS, parts, lambda: contents)
+    return Plan(NAME, recipe, SPLITS, parts, lambda: contents, on_device=False)
 
 
 @dataclass(frozen=True)

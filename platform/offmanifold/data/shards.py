@@ -22,6 +22,10 @@ MANIFEST, UNFINISHED = "manifest.json", "unfinished.json"
 """The first is written last; until then the second tells whose the files are."""
 
 
+class NoDataSet(DataError):
+    """There is none in this folder."""
+
+
 Part = Mapping[str, Any]
 """What one call makes, as plain JSON values: ``{"split": "train", "shard": 3, "rows": 500}``, or files to be read."""
 Note = Mapping[str, Any]
@@ -77,6 +81,8 @@ class Plan:
     parts: Sequence[Part]
     prepare: Callable[[], "Contents"]
     """Called where the data set is not there yet."""
+    on_device: bool = True
+    """Do the workers compute on the device that a trial is given? If not, they are given no GPU."""
 
     @property
     def key(self) -> str:
@@ -94,10 +100,11 @@ class Shards:
     @classmethod
     def open(cls, root: str) -> "Shards":
         """By its manifest; ``DataError`` where there is none, or none that this version reads."""
+        root = root if "://" in root else str(Path(root).expanduser().absolute())  # workers have other working directories
         try:
             content = _read(root, MANIFEST)
         except FileNotFoundError:
-            raise DataError(f"{root} holds no data set: it has no {MANIFEST}. Build it, or name its folder") from None
+            raise NoDataSet(f"{root} holds no data set: it has no {MANIFEST}. Build it, or name its folder") from None
         try:
             manifest = json.loads(content)
             written, version = manifest.pop("sha256"), manifest["format"]
@@ -135,9 +142,9 @@ class Shards:
         """How many rows each of a split's shards has."""
         return [int(self.manifest["files"][name]["rows"]) for name in self.names(split)]
 
-    def table(self, name: str, columns: Sequence[str] | None = None) -> pa.Table:
+    def table(self, name: str) -> pa.Table:
         """A shard."""
-        return pq.read_table(BytesIO(self.file(name)), columns=columns)
+        return pq.read_table(BytesIO(self.file(name)))
 
     def tables(self, split: str) -> Iterator[pa.Table]:
         """A split's shards, one after another: no more than one is held."""
@@ -211,7 +218,7 @@ def _hash(value: Any) -> str:
 
 def _read(root: str, name: str) -> bytes:
     try:
-        filesystem, path = fs.FileSystem.from_uri(root) if "://" in root else (fs.LocalFileSystem(), str(Path(root).expanduser()))
+        filesystem, path = fs.FileSystem.from_uri(root) if "://" in root else (fs.LocalFileSystem(), root)
         with filesystem.open_input_file(f"{path}/{name}") as stream:
             content: bytes = stream.readall()
             return content

@@ -6,7 +6,7 @@ from dataclasses import replace
 from offmanifold.data import DataError, data_root, photos
 from offmanifold.data.image_files import SHAPES, Listing
 from offmanifold.data.photos import Photos
-from offmanifold.data.shards import MANIFEST, Plan
+from offmanifold.data.shards import NoDataSet, Plan
 
 LAPTOP = photos.Config()
 QUICK = replace(LAPTOP, source=SHAPES, image_size=64, shard_files=100)
@@ -18,21 +18,26 @@ def load(config: photos.Config) -> Listing | Photos:
     if config.to and not config.source:
         try:
             return checked(config, Photos.open(config.to))
-        except DataError as error:
-            if f"no {MANIFEST}" not in str(error):
-                raise
+        except NoDataSet:
+            pass
     return Listing.of(config.source, data_root())
 
 
 def prepare(config: photos.Config, source: Listing | Photos, write: Callable[[Plan, str], str]) -> Photos:
     """The shards: those that were loaded, or found or made of the image files."""
-    return source if isinstance(source, Photos) else Photos.open(write(photos.plan(config, source), config.to))
+    return source if isinstance(source, Photos) else checked(config, Photos.open(write(photos.plan(config, source), config.to)))
 
 
 def checked(config: photos.Config, data: Photos) -> Photos:
-    """``DataError`` where the shards are of another size than is asked for."""
+    """``DataError`` where the shards are of another size than is asked for, or more files were unusable than are allowed."""
     size = data.image_shape[1]
     if size != config.image_size:
         there = f"{config.to} holds images of {size} x {size} pixels"
         raise DataError(f"{there}, image_size is {config.image_size}: name another folder, or --image-size {size}")
+    counts = data.shards.manifest["counts"]
+    if counts["unusable"] > config.largest_bad_share * counts["files"]:
+        raise DataError(
+            f"{data.shards.root}: {counts['unusable']:,} of {counts['files']:,} files could not be used, largest_bad_share allows "
+            f"{config.largest_bad_share:.2%}; see {data.shards.root}/{photos.LEFT_OUT}"
+        )
     return data

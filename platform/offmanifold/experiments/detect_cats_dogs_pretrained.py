@@ -12,7 +12,7 @@ import torch
 
 from offmanifold.attacks import ATTACKS
 from offmanifold.data import DataError, photos
-from offmanifold.data.image_files import SHAPES, Listing
+from offmanifold.data.image_files import Listing
 from offmanifold.data.photos import Photos
 from offmanifold.data.shards import Plan
 from offmanifold.evaluation import robustness
@@ -34,7 +34,7 @@ EXAMPLES = 4
 
 @dataclass(frozen=True)
 class Config:
-    """What is attacked, and how. The defaults are of the preset paper, but for the network."""
+    """What is attacked, and how. The defaults are those of the preset paper, with fewer images."""
 
     data: photos.Config = cats_dogs.LAPTOP
     network: pretrained.Config = field(default_factory=pretrained.Config)
@@ -170,9 +170,10 @@ def summarise(config: Config, given: Given, clean: Mapping[Tested, Result], resu
     attacks = [Attack(cell.repetition, cell.model, cell.attack, cell.epsilon, result) for cell, result in results.items()]
     order = {(attack, epsilon): (epsilon, place) for place, attack in enumerate(config.attacks) for epsilon in config.epsilons}
     attacks.sort(key=lambda attack: (*order[attack.attack, attack.epsilon], list(MODELS).index(attack.model), attack.repetition))
-    tests = [result.table for result in clean.values()]
-    reported = {} if config.data.source == SHAPES else DETECTION
-    return pretrained_report.summarise(attacks, tests, given.name, config.judging.judge_draws, config.seed, reported)
+    classes = given.photos.class_names
+    reported = DETECTION if [name.lower() for name in classes] == ["cat", "dog"] else {}
+    draws = config.judging.judge_draws
+    return pretrained_report.summarise(attacks, list(clean.values()), given.name, classes, draws, config.seed, reported)
 
 
 def _heads(config: Config, given: Given) -> list[Head]:

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from offmanifold.experiments import detection_table
-from offmanifold.experiments.detection_table import NEGATIVES, Attack, grouped
+from offmanifold.experiments.detection_table import NEGATIVES, Attack, where
 from offmanifold.experiments.reported import DetectionReports
 
 RATES = np.linspace(0, 1, 201)
@@ -45,14 +45,15 @@ def curves(attacks: Sequence[Attack], lines: Sequence[Line], kind: str, of_what:
         if kind == "roc":
             axes.plot([0, 1], [0, 1], color="grey", linewidth=0.7, linestyle=":")
         else:
-            base = 1 / (1 + len(NEGATIVES))
-            axes.axhline(base, color="grey", linewidth=0.7, linestyle=":")
+            axes.axhline(1 / (1 + len(NEGATIVES)), color="grey", linewidth=0.7, linestyle=":")
         axes.set(xlim=(0, 1), ylim=(0, 1.01), title=_title(place), aspect="equal")
     words = {"roc": ("false positive rate", "true positive rate"), "precision": ("recall", "precision")}[kind]
     figure.supxlabel(words[0], fontsize=9)
     figure.supylabel(words[1], fontsize=9)
     _legend(figure, next(iter(grid.values())))
-    figure.suptitle(f"{of_what}\nthin: each repetition; (S): attacks that changed the label; dotted: a score that says nothing", fontsize=9)
+    figure.suptitle(
+        f"{of_what}\nthin: each repetition; (S): attacks that changed the label; dotted: a score that says nothing (of all)", fontsize=9
+    )
     return figure
 
 
@@ -71,7 +72,7 @@ def against_epsilon(
     figure = Figure(figsize=(3.4 * len(names), 3.6), layout="constrained")
     for axes, name in zip(figure.subplots(1, len(names), squeeze=False, sharey=True)[0], names, strict=True):
         for line in lines:
-            rows = grouped(summary, attack=name, model=line.model, measure=line.measure, of=detection_table.ALL).sort_values("epsilon")
+            rows = where(summary, attack=name, model=line.model, measure=line.measure, of=detection_table.ALL).sort_values("epsilon")
             axes.plot(rows["epsilon"], rows["auc"], "o-", color=line.colour, markersize=3, label=line.title)
             axes.fill_between(rows["epsilon"], rows["auc_low"], rows["auc_high"], color=line.colour, alpha=0.15, linewidth=0)
             for epsilon in rows["epsilon"]:
@@ -79,15 +80,16 @@ def against_epsilon(
                 if figure_of_paper:
                     axes.plot(epsilon, figure_of_paper.value, "x", color=line.colour, markersize=8, markeredgewidth=2)
         for model, colour in {line.model: line.colour for line in reversed(lines)}.items():
-            rows = grouped(fooled, attack=name, model=model).sort_values("epsilon")
+            rows = where(fooled, attack=name, model=model).sort_values("epsilon")
             axes.plot(rows["epsilon"], rows["changed"], ":", color=colour, linewidth=1.2)
         axes.axhline(0.5, color="grey", linewidth=0.7)
         axes.set(xscale="log", ylim=(-0.02, 1.02), title=name.upper(), xlabel="epsilon (of 255)")
         axes.set_xticks(sorted(set(summary["epsilon"])), [f"{epsilon:g}" for epsilon in sorted(set(summary["epsilon"]))])
         axes.minorticks_off()
     figure.axes[0].set_ylabel("AUC, all attacked images")
+    crosses = "; crosses: Smith & Gal (2018), table 1" if reported else ""
     _legend(figure, figure.axes[0])
-    figure.suptitle(f"{of_what}\ndotted: share of labels changed; crosses: Smith & Gal (2018), table 1", fontsize=9)
+    figure.suptitle(f"{of_what}\ndotted: share of labels changed{crosses}", fontsize=9)
     return figure
 
 
@@ -122,7 +124,7 @@ def scores(attacks: Sequence[Attack], shown: Sequence[tuple[str, str]], of_what:
     return figure
 
 
-def examples(attacks: Sequence[Attack], models: Mapping[str, str], what: str) -> Figure:
+def examples(attacks: Sequence[Attack], models: Mapping[str, str], class_names: Sequence[str], what: str) -> Figure:
     """Images of the first repetition, attacked by MIM (or the last attack) at the largest epsilon.
 
     Original, and for each model the attacked image and what was added, stretched to the whole range.
@@ -143,7 +145,7 @@ def examples(attacks: Sequence[Attack], models: Mapping[str, str], what: str) ->
         for column, (model, attack) in enumerate(found.items()):
             arrays = attack.result.arrays
             image, label, before = arrays["attacked_images"][row], arrays[f"{name}/label"][row], arrays["clean_label"][row]
-            said = f"{before} → {label} ({arrays[f'{name}/confidence'][row]:.2f})"
+            said = f"{class_names[before]} → {class_names[label]} ({arrays[f'{name}/confidence'][row]:.2f})"
             _show(panels[row][1 + 2 * column], image, f"{models[model] if row == 0 else ''}\n{said}".strip())
             _show(panels[row][2 + 2 * column], (image - clean) * 255 / epsilon / 2 + 0.5, "difference" if row == 0 else "")
     figure.suptitle(f"{name.upper()} at {epsilon:g}/255, {what}; predicted class, and its probability", fontsize=9)

@@ -3,8 +3,10 @@
 Tables of what the judge (``robustness.evaluate``) said of each image: every measure as a detector, and what sets two of them apart.
 """
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -12,16 +14,22 @@ from numpy.typing import NDArray
 
 from offmanifold.evaluation import detection
 from offmanifold.evaluation.detection import METRICS, Scores
-from offmanifold.evaluation.intervals import t_interval
+from offmanifold.evaluation.intervals import t_interval, wilson
 from offmanifold.randomness import derive
 from offmanifold.result import Result
 from offmanifold.uncertainty import MEASURES
 
 NEGATIVES = ("clean", "gaussian")
 """Of each source image: as it is, and with Gaussian noise of the attack's own realised L2 norm, clipped as it was."""
+DETECTORS = {measure: (measure, 1.0) for measure in MEASURES} | {
+    "low_predictive_entropy": ("predictive_entropy", -1.0),
+    "low_mutual_information": ("mutual_information", -1.0),
+}
+"""Name -> (measure, sign): the more of it, the likelier an attack; turned round: the less. Chosen beforehand, not by the data."""
 ALL, SUCCESSFUL, BOTH = "all", "successful", "successful on both"
 """Attacked images that count: all; those whose label changed (the paper's S); on both models, where two are compared."""
-PLACE = ["model", "attack", "epsilon", "measure", "of"]
+CELL = ["attack", "epsilon"]
+PLACE = ["model", *CELL, "measure", "of"]
 
 
 @dataclass(frozen=True)
@@ -35,11 +43,11 @@ class Attack:
     """In units of 1/255."""
     result: Result
 
-    def scores(self, measure: str, kept: NDArray[np.bool_] | None = None) -> Scores:
-        """A measure of the attacked images, and of those that were not attacked."""
-        arrays = self.result.arrays
+    def scores(self, detector: str, kept: NDArray[np.bool_] | None = None) -> Scores:
+        """What a detector says of the attacked images, and of those that were not attacked."""
+        arrays, (measure, sign) = self.result.arrays, DETECTORS[detector]
         negative = np.stack([arrays[f"{name}/{measure}"] for name in NEGATIVES]).astype(np.float64)
-        return Scores(arrays[f"{self.attack}/{measure}"].astype(np.float64), negative, kept)
+        return Scores(sign * arrays[f"{self.attack}/{measure}"].astype(np.float64), sign * negative, kept)
 
     @property
     def succeeded(self) -> NDArray[np.bool_]:
@@ -50,7 +58,7 @@ class Attack:
 
 @dataclass(frozen=True)
 class Detector:
-    """A measure of a model."""
+    """A measure of a model, by its name in DETECTORS."""
 
     model: str
     measure: str
@@ -59,12 +67,13 @@ class Detector:
 def detectors(attacks: Sequence[Attack], seed: int) -> pd.DataFrame:
     """A row a (repetition, model, attack, epsilon, measure, images that count): each metric with its 95 % bootstrap over source images.
 
-    NaN where a measure does not apply (one function has no mutual information), or no attack succeeded.
+    NaN where a measure does not apply (one function has no mutual information), or no attack succeeded. Columns ``METRIC_draws`` hold the
+    bootstrap's draws, for ``over_repetitions``.
     """
     rows = []
     for attack in attacks:
         for of, kept in ((ALL, None), (SUCCESSFUL, attack.succeeded)):
-            for measure in MEASURES:
+            for measure in DETECTORS:
                 scores = attack.scores(measure, kept)
                 positives = len(attack.succeeded) if kept is None else int(kept.sum())
                 row = {"repetition": attack.repetition, "model": attack.model, "attack": attack.attack, "epsilon": attack.epsilon}
@@ -98,49 +107,70 @@ def gaps(attacks: Sequence[Attack], pairs: Sequence[tuple[Detector, Detector]], 
 
 def success(attacks: Sequence[Attack]) -> pd.DataFrame:
     """A row a (repetition, model, attack, epsilon, perturbation), as the judge gives it: success by each definition, realised norms."""
-    return pd.concat(
-        [attack.result.table.assign(repetition=attack.repetition, model=attack.model, epsilon=attack.epsilon) for attack in attacks],
-        ignore_index=True,
-    )
+    tables = [attack.result.table.assign(repetition=attack.repetition, model=attack.model, epsilon=attack.epsilon) for attack in attacks]
+    return pd.concat(tables, ignore_index=True)
 
 
-def over_repetitions(table: pd.DataFrame, by: Sequence[str], names: Sequence[str]) -> pd.DataFrame:
-    """Mean, standard deviation and Student's 95 % interval over repetitions; of a single one, its own interval over images.
+def over_repetitions(table: pd.DataFrame, by: Sequence[str], names: Sequence[str], least: float = 0.0) -> pd.DataFrame:
+    """Mean and standard deviation over repetitions, and a 95 % interval that covers both kinds of chance: no smaller than either gives.
 
-    Columns: each name, with ``_std``, ``_low`` and ``_high``, and ``repetitions``, which have a value of the first.
+    Student's over repetitions sees other heads, masks and images, but nothing where all agree; a bootstrap over the source images within
+    each repetition (``NAME_draws``) sees the images alone. Ends are kept above ``least`` and below 1. Columns: each name, with ``_std``,
+    ``_low`` and ``_high``; ``repetitions`` which have a value of the first; ``positives``, the sum.
     """
     rows = []
     for place, group in table.groupby(list(by), sort=False):
-        row = dict(zip(by, place, strict=True)) | {"repetitions": int(group[names[0]].notna().sum())}
+        row = dict(zip(by, place, strict=True)) | {"repetitions": int(group[names[0]].notna().sum()), "positives": group["positives"].sum()}
         for name in names:
-            values = group[name].dropna()
-            row[name], row[f"{name}_std"] = values.mean(), values.std(ddof=1)
-            if len(values) > 1:
-                low, high = t_interval(list(values))
-                row[f"{name}_low"], row[f"{name}_high"] = (low, high) if name == "gap" else (max(low, 0.0), min(high, 1.0))
-            elif len(values):
-                one = group.loc[values.index[0]]
-                row[f"{name}_low"], row[f"{name}_high"] = one[f"{name}_low"], one[f"{name}_high"]
-            else:
-                row[f"{name}_low"] = row[f"{name}_high"] = float("nan")
+            there = group[group[name].notna()]
+            row[name], row[f"{name}_std"] = there[name].mean(), there[name].std(ddof=1)
+            ends = np.full((2, 2), np.nan)
+            if len(there):
+                ends[0] = t_interval(list(there[name]))
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore", RuntimeWarning)  # a draw without any positive, in every repetition
+                    ends[1] = np.nanpercentile(np.nanmean(np.stack(list(there[f"{name}_draws"])), axis=0), [2.5, 97.5])
+            known = ends[~np.isnan(ends).any(axis=1)]
+            low, high = (known[:, 0].min(), known[:, 1].max()) if len(known) else (np.nan, np.nan)
+            row[f"{name}_low"], row[f"{name}_high"] = max(low, least), min(high, 1.0)
         rows.append(row)
     return pd.DataFrame(rows)
 
 
-def _metrics(scores: Scores, key: int) -> dict[str, float]:
+def changed(success: pd.DataFrame) -> pd.DataFrame:
+    """A row a (model, attack, epsilon): share of labels that the attack changed, as ``over_repetitions`` has it.
+
+    The interval covers Student's over repetitions, and Wilson's of all images.
+    """
+    rows = []
+    of_attack = success[success["perturbation"] == success["attack"]]
+    for place, group in of_attack.groupby(["model", "attack", "epsilon"], sort=False):
+        low, high = t_interval(list(group["changed"]))
+        least, most = wilson(int((group["changed"] * group["images"]).sum().round()), int(group["images"].sum()))
+        row = dict(zip(("model", "attack", "epsilon"), place, strict=True)) | {"changed": group["changed"].mean()}
+        rows.append(row | {"changed_low": max(0.0, np.nanmin([low, least])), "changed_high": min(1.0, np.nanmax([high, most]))})
+    return pd.DataFrame(rows)
+
+
+def without_draws(table: pd.DataFrame) -> pd.DataFrame:
+    """To be stored."""
+    return table[[name for name in table.columns if not name.endswith("_draws")]]
+
+
+def _metrics(scores: Scores, key: int) -> dict[str, Any]:
     curve, weights = scores.curve(), scores.resampled(key)
     found = scores.curve(weights) if scores.applicable else None
-    row: dict[str, float] = {}
+    row: dict[str, Any] = {}
     for name, metric in METRICS.items():
         value = float(metric(curve)) if found else float("nan")
-        row |= _interval(name, value, metric(found) if found else np.full(1, np.nan))
+        row |= _interval(name, value, metric(found) if found else np.full(len(weights), np.nan))
     return row
 
 
-def _interval(name: str, value: float, draws: NDArray[np.float64]) -> dict[str, float]:
+def _interval(name: str, value: float, draws: NDArray[np.float64]) -> dict[str, Any]:
     drawn = draws[~np.isnan(draws)]
     low, high = np.percentile(drawn, [2.5, 97.5]) if len(drawn) else (float("nan"), float("nan"))
-    return {name: value, f"{name}_low": float(low), f"{name}_high": float(high)}
+    return {name: value, f"{name}_low": float(low), f"{name}_high": float(high), f"{name}_draws": draws}
 
 
 def _key(seed: int, attack: Attack) -> int:
@@ -148,7 +178,7 @@ def _key(seed: int, attack: Attack) -> int:
     return derive(seed, "sources", attack.repetition)
 
 
-def grouped(table: pd.DataFrame, **wanted: object) -> pd.DataFrame:
+def where(table: pd.DataFrame, **wanted: object) -> pd.DataFrame:
     """The rows with these values."""
     for name, value in wanted.items():
         table = table[table[name] == value]

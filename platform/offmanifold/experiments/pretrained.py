@@ -30,6 +30,8 @@ MODELS = {"deterministic": "deterministic", "mc": "MC dropout"}
 """Of the same weights: without dropout at test time, and with. Their names for a person."""
 AT_ONCE = 32
 """Images that go through the network at once for their features."""
+JUDGED_AT_ONCE = 1000
+"""Images whose features a head judges at once."""
 
 
 @dataclass(frozen=True)
@@ -190,7 +192,7 @@ def test(cell: Tested, given: Given, inputs: Sequence[Result], device: torch.dev
     seed = derive(cell.head.seed, "clean", cell.head.repetition)
     rows, arrays = [], {"label": clean.targets.numpy()}
     for model in MODELS:
-        said = answers(_posterior(model, network).draw(cell.draws, seed), clean.images.to(device), len(clean.targets))
+        said = answers(_posterior(model, network).draw(cell.draws, seed), clean.images.to(device), JUDGED_AT_ONCE)
         accuracy = (said.label == clean.targets).double().mean().item()
         rows.append({"model": model, "accuracy": accuracy, **{name: values.mean().item() for name, values in said.measures.items()}})
         arrays[f"{model}/label"] = said.label.numpy()

@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 from urllib.error import URLError
 
@@ -46,6 +47,8 @@ class Architecture:
     """Of the weights, in FOLDER."""
     url: str = ""
     """Where they can be had."""
+    sha256: str = ""
+    """Of the file there, its first digits, where they are known."""
 
 
 class Backbone(nn.Module):
@@ -97,12 +100,11 @@ def read_weights(name: str, file: str, data_root: Path) -> dict[str, NDArray[Any
         arrays = {key: value.numpy() for key, value in found.items() if key.rpartition(".")[0] != wanted.classifier}
     except (SafetensorError, OSError, RuntimeError, AttributeError, EOFError, ValueError, TypeError) as error:
         raise BackboneError(f"weights {path} cannot be read ({(str(error) or type(error).__name__).splitlines()[0]})") from error
-    except Exception as error:
-        if type(error).__name__ != "UnpicklingError":
-            raise
+    except UnpicklingError as error:
         raise BackboneError(f"weights {path} cannot be read: no file of tensors alone") from error
     there = {key: tuple(value.shape) for key, value in wanted.build().state_dict().items()}
-    given = {key: tuple(value.shape) for key, value in arrays.items()}
+    counters = {key: () for key in there if key.endswith("num_batches_tracked")}  # that older files lack, and nothing reads
+    given = counters | {key: tuple(value.shape) for key, value in arrays.items()}
     if there != given:
         missing, unknown = sorted(there.keys() - given.keys()), sorted(given.keys() - there.keys())
         differing = [f"{key} is {given[key]}, not {there[key]}" for key in sorted(there.keys() & given.keys()) if there[key] != given[key]]
@@ -135,7 +137,7 @@ def _download(name: str, wanted: Architecture, path: Path) -> None:
         raise BackboneError(f"the weights of {name} are not in {path}: put them there, or name their file with --weights")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        torch.hub.download_url_to_file(wanted.url, str(path), hash_prefix=path.stem.rpartition("-")[2] or None, progress=True)
+        torch.hub.download_url_to_file(wanted.url, str(path), hash_prefix=wanted.sha256 or None, progress=True)
     except (URLError, OSError, RuntimeError) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise BackboneError(
@@ -191,7 +193,7 @@ def _oriented_edges() -> nn.Module:
 EDGES = "oriented_edges"
 BACKBONES: dict[str, Architecture] = {
     "resnet50": Architecture(
-        _resnet50, "fc", *IMAGENET, "resnet50-0676ba61.pth", "https://download.pytorch.org/models/resnet50-0676ba61.pth"
+        _resnet50, "fc", *IMAGENET, "resnet50-0676ba61.pth", "https://download.pytorch.org/models/resnet50-0676ba61.pth", "0676ba61"
     ),
     "efficientnet_lite0": Architecture(
         lambda: _timm_network("efficientnet_lite0", bn_eps=1e-3),

@@ -10,7 +10,7 @@ from pathlib import Path
 @cache
 def versions() -> dict[str, str]:
     """Libraries, Python and the machine, by name."""
-    names = ("offmanifold", "ray", "torch", "numpy", "jax", "jaxlib", "numpyro")
+    names = ("offmanifold", "ray", "torch", "torchvision", "timm", "numpy", "pillow", "jax", "jaxlib", "numpyro")
     libraries = {f"version.{name}": version(name) for name in names}
     return {**libraries, "version.python": platform.python_version(), "machine": platform.platform()}
 

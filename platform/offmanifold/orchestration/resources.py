@@ -47,7 +47,6 @@ def take_resources(cpus: float) -> torch.device:
     """
     threads = max(1, int(cpus))
     torch.set_num_threads(threads)
-    _keep_memory()
     os.environ["NPROC"] = str(threads)
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # JAX would take three quarters of a GPU that others share
     if not ray.get_gpu_ids():
@@ -61,11 +60,12 @@ def take_resources(cpus: float) -> torch.device:
     return torch.device("cuda" if ray.get_gpu_ids() and torch.cuda.is_available() else "cpu")
 
 
-def _keep_memory() -> None:
+def keep_memory() -> None:
     """Large blocks that are freed stay with the process (where the C library is glibc).
 
     It would give each back to the kernel at once, and a network's activations would be mapped, and zeroed, anew at every step: a third of
     the time of an attack on a convolutional network, more where two processes do it. ``release_memory`` gives back what is not in use.
+    Not for what runs for hours and compiles (chains): there it would be kept for nothing.
     """
     if platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)

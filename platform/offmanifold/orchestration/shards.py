@@ -8,7 +8,7 @@ import threading
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import ray
@@ -48,6 +48,8 @@ def find_or_write(plan: Plan, root: str, execution: Execution) -> tuple[Shards, 
         torch.set_num_threads(max(1, int(execution.cpus_per_trial)))  # as a trial: sums are grouped by thread
         contents = plan.prepare()
         storage.write(UNFINISHED, json.dumps(plan.recipe).encode())
+        if not plan.on_device:
+            execution = replace(execution, gpus_per_trial=0)
         display = SweepDisplay("shards", total=_count(plan))
         try:
             written, notes = _write_shards(plan, contents.make, storage, execution, display)

@@ -12,7 +12,7 @@ from offmanifold.orchestration.artifacts import Artifacts
 from offmanifold.orchestration.checkpoints import StoredCheckpoints
 from offmanifold.orchestration.errors import StorageError
 from offmanifold.orchestration.provenance import versions
-from offmanifold.orchestration.resources import release_memory, take_resources
+from offmanifold.orchestration.resources import keep_memory, release_memory, take_resources
 from offmanifold.progress import Checkpoints, Progress
 from offmanifold.result import Cell, Result, SomeCell
 
@@ -69,6 +69,8 @@ def work(plan: Plan[Any], index: int, source: Data, tell: Callable[[dict[str, An
     """
     cell = plan.cells[index]
     device = take_resources(plan.cpus)
+    if not plan.resumable:
+        keep_memory()
     due = 0.0
     news: list[tuple[int, dict[str, float], str]] = []
 
