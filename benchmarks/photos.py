@@ -18,7 +18,6 @@ from io import BytesIO
 from tempfile import TemporaryDirectory
 
 import numpy as np
-import ray
 import torch
 from peak import Peak
 from PIL import Image, ImageOps
@@ -30,7 +29,7 @@ from offmanifold.data import data_root, photos
 from offmanifold.data.decode import decode
 from offmanifold.data.image_files import Listing, Reader
 from offmanifold.data.shards import write_shard
-from offmanifold.orchestration.session import Execution
+from offmanifold.orchestration.session import Execution, ray  # type: ignore[attr-defined]  # sets its authentication before it imports it
 from offmanifold.orchestration.shards import find_or_write
 
 WORKERS = 2
@@ -86,8 +85,8 @@ def loaded(listing: Listing, size: int) -> None:
 
 
 def sharded(listing: Listing, config: photos.Config) -> None:
-    """Decoded, hashed, and written."""
-    plan = photos.plan(config, listing)
+    """Decoded, hashed, and written; by two workers, of few files too."""
+    plan = photos.plan(replace(config, shard_files=min(config.shard_files, len(listing.paths) // (2 * WORKERS))), listing)
     contents = plan.prepare()
     with TemporaryDirectory() as folder:  # a few files need not have every class in every split
         find_or_write(replace(plan, prepare=lambda: contents._replace(close=None)), folder, Execution(workers=WORKERS))

@@ -10,7 +10,6 @@ import time
 from dataclasses import replace
 from tempfile import TemporaryDirectory
 
-import ray
 import torch
 from peak import Peak
 
@@ -18,7 +17,7 @@ from offmanifold.data import Source
 from offmanifold.data.shards import Shards
 from offmanifold.experiments import build_manifold_mnist as experiment
 from offmanifold.experiments import manifold
-from offmanifold.orchestration.session import Execution
+from offmanifold.orchestration.session import Execution, ray  # type: ignore[attr-defined]  # sets its authentication before it imports it
 from offmanifold.orchestration.shards import find_or_write
 from offmanifold.progress import silent
 

@@ -161,16 +161,18 @@ class Written(NamedTuple):
 
 
 def write_shard(table: pa.Table) -> Written:
-    """Its file: with zstd, and no type that only some readers know."""
+    """Its file: no type that only some readers know; with zstd, but for photographs (bytes of a fixed size), which gain nothing."""
     stream = BytesIO()
-    pq.write_table(table, stream, compression="zstd")
+    photographs = any(pa.types.is_fixed_size_binary(field.type) for field in table.schema)
+    pq.write_table(table, stream, compression="none" if photographs else "zstd", use_dictionary=not photographs)
+    content = stream.getvalue()
     rows_hash = hashlib.sha256()
     for column in table.combine_chunks().columns:
         for buffer in column.chunk(0).buffers() if column.num_chunks else []:
             rows_hash.update(buffer or b"")
     schema = {field.name: str(field.type) for field in table.schema}
     known = {"rows": table.num_rows, "rows_sha256": rows_hash.hexdigest(), "schema": schema}
-    return Written(stream.getvalue(), {**file_entry(stream.getvalue()), **known})
+    return Written(content, {**file_entry(content), **known})
 
 
 def without(content: bytes, rows: Sequence[int]) -> Written:

@@ -48,8 +48,10 @@ def curves(attacks: Sequence[Attack], lines: Sequence[Line], kind: str, of_what:
             axes.axhline(1 / (1 + len(NEGATIVES)), color="grey", linewidth=0.7, linestyle=":")
         axes.set(xlim=(0, 1), ylim=(0, 1.01), title=_title(place), aspect="equal")
     words = {"roc": ("false positive rate", "true positive rate"), "precision": ("recall", "precision")}[kind]
-    figure.supxlabel(words[0], fontsize=9)
-    figure.supylabel(words[1], fontsize=9)
+    for axes in grid.values():
+        axes.set_xlabel(words[0], fontsize=8)
+        axes.set_ylabel(words[1], fontsize=8)
+        axes.label_outer()
     _legend(figure, next(iter(grid.values())))
     figure.suptitle(
         f"{of_what}\nthin: each repetition; (S): attacks that changed the label; dotted: a score that says nothing (of all)", fontsize=9

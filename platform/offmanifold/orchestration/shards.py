@@ -22,7 +22,7 @@ from offmanifold.orchestration.differences import differences
 from offmanifold.orchestration.display import SweepDisplay, console
 from offmanifold.orchestration.errors import JobError, first_line
 from offmanifold.orchestration.provenance import versions
-from offmanifold.orchestration.resources import take_resources
+from offmanifold.orchestration.resources import keep_memory, take_resources
 from offmanifold.orchestration.session import Execution
 from offmanifold.orchestration.storage import Storage
 
@@ -126,6 +126,7 @@ class _Writer:
     def __init__(self, make: MakePart, storage: Storage, cpus: float) -> None:
         self.make, self.storage = make, storage
         self.device = take_resources(cpus)
+        keep_memory()
 
     def __call__(self, batch: dict[str, NDArray[Any]]) -> dict[str, list[Any]]:
         line: dict[str, Any] = {"part": int(batch["part"][0]), "shards": "", "notes": "", "error": ""}
