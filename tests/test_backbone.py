@@ -1,5 +1,6 @@
 """Frozen networks: features that know their weights' place, heads on top of them, and one run of the network for all draws."""
 
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -158,6 +159,31 @@ def test_weights_that_cannot_be_had_say_where_they_belong(tmp_path, monkeypatch)
         BackboneError, match=r"are not in \S+/efficientnet_lite0.safetensors: put them there, or name their file with --weights"
     ):
         backbone.read_weights("efficientnet_lite0", "", tmp_path)
+
+
+def test_what_is_downloaded_is_checked_and_kept(lite, tmp_path, monkeypatch):
+    asked = []
+
+    def download(url, file, hash_prefix, progress):
+        asked.append((url, hash_prefix))
+        save_file({name: torch.from_numpy(value) for name, value in lite.items()}, file)
+
+    monkeypatch.setattr(torch.hub, "download_url_to_file", download)
+    monkeypatch.setitem(BACKBONES, "lite", replace(BACKBONES["efficientnet_lite0"], url="https://host/lite", sha256="0123"))
+    arrays = [backbone.read_weights("lite", "", tmp_path) for _ in range(2)]
+    assert asked == [("https://host/lite", "0123")]  # the second is found
+    assert (tmp_path / "weights" / "efficientnet_lite0.safetensors").exists()
+    assert backbone.fingerprint(arrays[0]) == backbone.fingerprint(arrays[1])
+    assert BACKBONES["resnet50"].sha256 in BACKBONES["resnet50"].file
+    assert not backbone.architecture("timm:resnet18").sha256
+
+
+def test_older_files_without_batch_norms_counters_are_read(lite, tmp_path, pictures):
+    state = {name: torch.from_numpy(value) for name, value in lite.items() if not name.endswith("num_batches_tracked")}
+    save_file(state, tmp_path / "w.safetensors")
+    arrays = backbone.read_weights("efficientnet_lite0", str(tmp_path / "w.safetensors"), tmp_path)
+    with torch.no_grad():
+        assert_close(backbone.build("efficientnet_lite0", arrays)(pictures), backbone.build("efficientnet_lite0", lite)(pictures))
 
 
 def test_an_unknown_network_is_refused():

@@ -1,5 +1,6 @@
 """Files of every kind that lies in a folder of photographs: what becomes of each, and what its class is."""
 
+import os
 from io import BytesIO
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from torchvision.transforms import v2
 
 from offmanifold.data import DataError
 from offmanifold.data.decode import LARGEST, Unreadable, decode
-from offmanifold.data.image_files import HIDDEN, NO_CLASS, Folder, Listing
+from offmanifold.data.image_files import BAD_NAME, HIDDEN, NO_CLASS, Folder, Listing
 from offmanifold.data.shapes import CLASSES, Shapes
 
 ORIENTATION = 0x0112
@@ -120,6 +121,25 @@ def test_what_is_no_usable_image_is_refused_with_a_reason(content, reason):
     assert "0x" not in str(refused.value)  # the same words on every machine
 
 
+def test_colours_keep_their_places_whatever_the_kind():
+    """Red on the left, blue on the right."""
+    image = Image.new("RGB", (40, 40), "red")
+    image.paste((0, 0, 255), (20, 0, 40, 40))
+    for kind, mode in (("JPEG", "RGB"), ("JPEG", "CMYK"), ("PNG", "P"), ("PNG", "RGBA"), ("BMP", "RGB"), ("TIFF", "RGB")):
+        pixels = decode(encoded(image.convert(mode), kind), "a", 40).pixels.astype(int)
+        np.testing.assert_allclose(pixels[:, 20, 5], [255, 0, 0], atol=6)
+        np.testing.assert_allclose(pixels[:, 20, 35], [0, 0, 255], atol=6)
+
+
+def test_running_out_of_memory_is_no_fault_of_the_file(monkeypatch):
+    def out(*args, **kwargs):
+        raise MemoryError
+
+    monkeypatch.setattr(Image.Image, "convert", out)
+    with pytest.raises(MemoryError):
+        decode(encoded(noisy(20, 20)), "a.png", 16)
+
+
 # files
 
 
@@ -145,6 +165,30 @@ def test_hidden_files_and_those_of_no_class_are_set_aside_and_named(tmp_path):
     assert dict(listing.left_out) == {"Cat/._0.jpg": HIDDEN, "__MACOSX/Cat/0.jpg": HIDDEN, "readme.txt": NO_CLASS}
     kaggle = Listing.of(layout(tmp_path / "k", "cat.0.jpg", "dog.0.jpg", "dog.1.jpg", "Thumbs.db"), tmp_path)
     assert dict(kaggle.left_out) == {"Thumbs.db": NO_CLASS}
+
+
+def test_a_files_class_is_the_folder_it_is_in_however_deep(tmp_path):
+    listing = Listing.of(layout(tmp_path, "train/Cat/0.jpg", "train/Dog/0.jpg", "test/Cat/0.jpg"), tmp_path)
+    assert listing.class_names == ("Cat", "Dog")
+    assert dict(zip(listing.paths, listing.labels, strict=True)) == {"test/Cat/0.jpg": 0, "train/Cat/0.jpg": 0, "train/Dog/0.jpg": 1}
+
+
+def test_kaggles_names_may_begin_with_a_capital(tmp_path):
+    listing = Listing.of(layout(tmp_path, "cat.0.jpg", "Dog.0.jpg", "dog.1.jpg"), tmp_path)
+    assert listing.class_names == ("cat", "dog")
+
+
+def test_a_link_that_leads_nowhere_is_listed_and_a_name_that_is_no_text_is_left_out(tmp_path):
+    """Neither may vanish: the data set would be silently smaller."""
+    layout(tmp_path, "Cat/0.jpg", "Dog/0.jpg")
+    (tmp_path / "Cat" / "1.jpg").symlink_to(tmp_path / "nowhere")
+    (Path(os.fsdecode(os.fsencode(str(tmp_path)) + b"/Dog/\xff.jpg"))).write_bytes(b"x")
+    listing = Listing.of(str(tmp_path), tmp_path)
+    assert "Cat/1.jpg" in listing.paths
+    assert dict(listing.left_out) == {"Dog/\\udcff.jpg": BAD_NAME}
+    assert listing.fingerprint
+    with pytest.raises(FileNotFoundError):
+        listing.reader.read("Cat/1.jpg")
 
 
 def test_the_fingerprint_is_of_names_and_sizes(tmp_path):

@@ -225,6 +225,12 @@ def test_shards_are_found_without_their_source_at_their_size_alone(made, tmp_pat
     assert cats_dogs.prepare(there, found, lambda plan, folder: pytest.fail("nothing is written")).fingerprint == made.fingerprint
     with pytest.raises(DataError, match=r"images of 24 x 24 pixels, image_size is 32: name another folder, or --image-size 24"):
         cats_dogs.load(replace(there, image_size=32))
+    with pytest.raises(DataError, match=r"5 of 90 files could not be used, largest_bad_share allows 1.00%; see \S+/left_out.csv"):
+        cats_dogs.load(replace(there, largest_bad_share=0.01))
+    monkeypatch.chdir(Path(made.shards.root).parent)
+    relative = cats_dogs.load(replace(there, to="shards"))
+    monkeypatch.chdir(tmp_path)  # as a trial does
+    assert len(relative.shard(relative.shards.names("train")[0]))
     with pytest.raises(DataError, match="no cats and dogs in"):
         cats_dogs.load(replace(there, to=str(tmp_path / "empty")))
 

@@ -1,16 +1,20 @@
 """Where trials can be placed, and clusters that cannot be joined: said before work starts."""
 
+import ctypes
 import os
+import platform
+import resource
 import subprocess
 import sys
 import time
 
 import pytest
 import ray
+import torch
 from ray.core.generated import autoscaler_pb2
 
 from offmanifold.orchestration.errors import JobError
-from offmanifold.orchestration.resources import check_placement
+from offmanifold.orchestration.resources import M_MMAP_MAX, M_TRIM_THRESHOLD, check_placement, keep_memory, release_memory
 from offmanifold.orchestration.session import Execution, connect
 
 
@@ -76,3 +80,24 @@ def test_a_cluster_of_another_version_is_named_with_both(cluster):
     assert done.stdout.startswith(f"the cluster at RAY_ADDRESS={cluster} runs other versions: {there}"), done.stdout + done.stderr
     assert here in done.stdout
     assert done.stdout.count("\n") == 1
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="of glibc alone")
+def test_large_blocks_that_are_freed_stay_with_the_process_until_they_are_given_back():
+    """Each new page is a fault: those of tensors that are made again and again are counted."""
+
+    def faults() -> int:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        for _ in range(5):
+            torch.ones(20_000_000)  # 80 MB: above any size that glibc keeps by itself
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+    fresh = faults()
+    try:
+        keep_memory()
+        faults()
+        assert faults() < fresh / 5
+    finally:
+        release_memory()
+        for option, default in ((M_MMAP_MAX, 65_536), (M_TRIM_THRESHOLD, 128 * 1024)):
+            ctypes.CDLL(None).mallopt(option, default)
