@@ -14,6 +14,8 @@ from offmanifold.experiments.detection_table import NEGATIVES, Attack, where
 from offmanifold.experiments.reported import DetectionReports
 
 RATES = np.linspace(0, 1, 201)
+LEAST = 1e-7
+"""Nats, on a logarithmic axis."""
 
 
 class Line(NamedTuple):
@@ -95,34 +97,28 @@ def against_epsilon(
     return figure
 
 
-def scores(attacks: Sequence[Attack], shown: Sequence[tuple[str, str]], of_what: str) -> Figure:
-    """What the detectors look at: distributions of each (model, measure) over clean, noised and attacked images, a row an attack."""
+def scores(attacks: Sequence[Attack], lines: Sequence[Line], of_what: str) -> Figure:
+    """What the detectors look at: the share of clean, noised and attacked images with at most so much of each measure, a row an attack."""
     panels, _, _ = _grid(attacks)
-    figure = Figure(figsize=(3.4 * len(shown), 1.7 * len(panels)), layout="constrained")
-    grid = figure.subplots(len(panels), len(shown), squeeze=False)
+    figure = Figure(figsize=(3.4 * len(lines), 1.8 * len(panels)), layout="constrained")
+    grid = figure.subplots(len(panels), len(lines), squeeze=False, sharex=True, sharey=True)
     for row, place in enumerate(panels):
-        for axes, (model, measure) in zip(grid[row], shown, strict=True):
-            chosen = [attack for attack in panels[place] if attack.model == model]
-            kinds = {"clean": "clean", "gaussian": "noised", place[0]: place[0].upper()}
-            finite = {
-                words: np.log10(np.maximum(np.concatenate([a.result.arrays[f"{name}/{measure}"] for a in chosen]), 1e-6))
-                for name, words in kinds.items()
-                if chosen
-            }
-            if finite:
-                edges = np.linspace(min(found.min() for found in finite.values()), max(found.max() for found in finite.values()) + 1e-9, 40)
-                for (words, found), colour in zip(finite.items(), ("tab:grey", "tab:olive", "tab:red"), strict=True):
-                    axes.hist(found, edges, histtype="step", density=True, color=colour, label=words)
-            axes.set_yticks([])
+        for axes, line in zip(grid[row], lines, strict=True):
+            chosen = [attack for attack in panels[place] if attack.model == line.model]
+            kinds = {"clean": ("clean", "tab:grey"), "gaussian": ("noised", "tab:olive"), place[0]: ("attacked", "tab:red")}
+            for name, (words, colour) in kinds.items() if chosen else []:
+                values = np.concatenate([attack.result.arrays[f"{name}/{line.measure}"] for attack in chosen])
+                axes.ecdf(np.maximum(values, LEAST), color=colour, linewidth=1.2, label=words)
+            axes.set_xscale("log")
             if row == 0:
-                axes.set_title(f"{measure.replace('_', ' ')}, {model}", fontsize=9)
-        grid[row][0].set_ylabel(_title(place), fontsize=9)
+                axes.set_title(line.title, fontsize=9)
+        grid[row][0].set_ylabel(_title(place), fontsize=8)
     for axes in grid[0]:
         if axes.get_legend_handles_labels()[0]:
             axes.legend(fontsize=7)
             break
-    figure.supxlabel("log10 of the measure (nats; below 1e-6 as 1e-6)", fontsize=9)
-    figure.suptitle(of_what, fontsize=9)
+    figure.supxlabel(f"nats (below {LEAST:g} as {LEAST:g})", fontsize=9)
+    figure.suptitle(f"{of_what}\nshare of images with at most so much", fontsize=9)
     return figure
 
 

@@ -77,7 +77,7 @@ def summarise(
             "figure_14_roc": figures.curves(attacks, _lines(), "roc", of_what),
             "precision_recall": figures.curves(attacks, _lines(), "precision", of_what),
             "auc_against_epsilon": figures.against_epsilon(summary, fooled, _lines(), reported, of_what),
-            "scores": figures.scores(attacks, [("mc", ENTROPY), ("mc", INFORMATION), ("deterministic", ENTROPY)], of_what),
+            "scores": figures.scores(attacks, _lines(), of_what),
         },
         metrics=[
             Metric(f"{row.model}.{row.attack}.{row.measure}.auc", row.auc, round(row.epsilon / 255 * 10_000))
