@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
-from offmanifold.data import data_root, photos
+from offmanifold.data import data_root, ingest
 from offmanifold.data.decode import decode
 from offmanifold.data.image_files import Listing, Reader
 from offmanifold.data.shards import write_shard
@@ -84,9 +84,9 @@ def loaded(listing: Listing, size: int) -> None:
         pass
 
 
-def sharded(listing: Listing, config: photos.Config) -> None:
+def sharded(listing: Listing, config: ingest.Config) -> None:
     """Decoded, hashed, and written; by two workers, of few files too."""
-    plan = photos.plan(replace(config, shard_files=min(config.shard_files, len(listing.paths) // (2 * WORKERS))), listing)
+    plan = ingest.plan(replace(config, shard_files=min(config.shard_files, len(listing.paths) // (2 * WORKERS))), listing)
     contents = plan.prepare()
     with TemporaryDirectory() as folder:  # a few files need not have every class in every split
         find_or_write(replace(plan, prepare=lambda: contents._replace(close=None)), folder, Execution(workers=WORKERS))
@@ -98,13 +98,13 @@ def seconds(work: Callable[[], object]) -> float:
     return time.perf_counter() - started
 
 
-def phases(listing: Listing, config: photos.Config, files: int = 400) -> None:
+def phases(listing: Listing, config: ingest.Config, files: int = 400) -> None:
     """Milliseconds an image, in one process and thread."""
     some = first(listing, files)
     contents = [some.reader.read(path) for path in some.paths]
     images = [Image.open(BytesIO(content)).convert("RGB") for content in contents]
     size = config.image_size
-    table = photos.plan(replace(config, shard_files=files), some).prepare().make
+    table = ingest.plan(replace(config, shard_files=files), some).prepare().make
     part = {"shard": 0, "paths": some.paths, "labels": some.labels}
     tables = list(table(part, torch.device("cpu")).tables.values())
     written = [write_shard(rows).content for rows in tables]
@@ -123,7 +123,7 @@ def phases(listing: Listing, config: photos.Config, files: int = 400) -> None:
     )
 
 
-def speed(listing: Listing, config: photos.Config) -> None:
+def speed(listing: Listing, config: ingest.Config) -> None:
     rates = {}
     works: Sequence[tuple[str, Callable[[Listing], object]]] = (
         ("shards (Ray Data)", lambda files: sharded(files, config)),
@@ -137,7 +137,7 @@ def speed(listing: Listing, config: photos.Config) -> None:
     print(f"ratio {rates['shards (Ray Data)'] / rates['DataLoader']:.2f}")
 
 
-def memory(listing: Listing, config: photos.Config) -> None:
+def memory(listing: Listing, config: ingest.Config) -> None:
     """In a process of its own."""
     peak, started = Peak("benchmarks/photos.py", "ray::MapWorker"), time.monotonic()
     sharded(listing, config)
@@ -152,7 +152,7 @@ def main() -> None:
     parser.add_argument("--image-size", type=int, default=224)
     parser.add_argument("--times", type=int, default=0, help="memory alone, of so many times the files")
     args = parser.parse_args()
-    config = photos.Config(image_size=args.image_size)
+    config = ingest.Config(image_size=args.image_size)
     listing = Listing.of(args.source, data_root())
     if not args.times:
         phases(listing, config)

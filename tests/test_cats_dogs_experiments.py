@@ -9,9 +9,9 @@ import torch
 from local import CPU, Local, written
 from scipy.stats import t
 
-from offmanifold.data import DataError, photos
+from offmanifold.data import DataError, ingest
 from offmanifold.data.image_files import SHAPES, Listing
-from offmanifold.data.photos import Photos
+from offmanifold.data.photos import SPLITS, Photos
 from offmanifold.evaluation import detection, robustness
 from offmanifold.evaluation.intervals import wilson
 from offmanifold.experiments import cats_dogs, detection_table, pretrained, pretrained_claims, pretrained_report
@@ -39,7 +39,7 @@ CONFIG = experiment.Config(
 @pytest.fixture(scope="module")
 def given(tmp_path_factory) -> pretrained.Given:
     listing = Listing.of(SHAPES, tmp_path_factory.getbasetemp())
-    root = written(photos.plan(CONFIG.data, listing), tmp_path_factory.mktemp("shapes"))
+    root = written(ingest.plan(CONFIG.data, listing), tmp_path_factory.mktemp("shapes"))
     return experiment.prepare(CONFIG, Photos.open(root), lambda plan, folder: pytest.fail("they are there"))
 
 
@@ -78,7 +78,7 @@ def report(given, clean, attacked):
 
 
 def test_features_are_those_of_the_whole_network_on_every_image_once(job, given, trained):
-    for split in photos.SPLITS:
+    for split in SPLITS:
         found = pretrained.joined([job.made[cell] for cell in pretrained.features(given)], split)
         images = torch.cat([part.images for part in given.photos.stream(split)])
         assert len(found.images) == given.photos.count(split)

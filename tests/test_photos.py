@@ -13,17 +13,18 @@ import pytest
 from local import CPU, written
 from test_decode import encoded, noisy, smooth
 
-from offmanifold.data import DataError, photos
+from offmanifold.data import DataError, ingest
 from offmanifold.data.decode import decode
 from offmanifold.data.image_files import Folder, Listing
-from offmanifold.data.photos import LEFT_OUT, SPLITS, Close, Photos, split_of
+from offmanifold.data.ingest import Close, split_of
+from offmanifold.data.photos import LEFT_OUT, SPLITS, Photos
 from offmanifold.data.shards import MANIFEST, UNFINISHED, Contents, Made, Plan
 from offmanifold.experiments import cats_dogs, shard_cats_dogs
 from offmanifold.orchestration.session import Execution
 from offmanifold.orchestration.shards import find_or_write
 
 SIZE, IMAGES = 24, 40
-CONFIG = photos.Config(image_size=SIZE, shard_files=30, largest_bad_share=0.2)
+CONFIG = ingest.Config(image_size=SIZE, shard_files=30, largest_bad_share=0.2)
 
 
 def image(label: int, number: int) -> bytes:
@@ -59,7 +60,7 @@ def listing(folder) -> Listing:
 def made(cluster, listing, tmp_path_factory) -> Photos:
     """By Ray."""
     root = tmp_path_factory.mktemp("made") / "shards"
-    found, says = find_or_write(photos.plan(CONFIG, listing), str(root), Execution())
+    found, says = find_or_write(ingest.plan(CONFIG, listing), str(root), Execution())
     assert says.startswith("shards: 3 made, 0 found, 0 failed")
     return Photos.open(found.root)
 
@@ -141,7 +142,7 @@ def test_kaggles_layout_in_a_bucket_at_another_size_has_the_same_images_in_the_s
                 names[f"{name}.{number}.png"] = f"{name.title()}/{number}.png"
                 client.put_object(Bucket="tests", Key=f"kaggle/train/{name}.{number}.png", Body=image(label, number))
     listing = Listing.of(f"{bucket}/kaggle/train", tmp_path)
-    smaller = Photos.open(written(photos.plan(replace(CONFIG, image_size=16, shard_files=7), listing), tmp_path / "shards"))
+    smaller = Photos.open(written(ingest.plan(replace(CONFIG, image_size=16, shard_files=7), listing), tmp_path / "shards"))
     there = rows_of(made)
     for path, (split, label, content, pixels) in rows_of(smaller).items():
         assert (split, label, content) == there[names[path]][:3]
@@ -172,13 +173,13 @@ def test_splits_have_about_the_shares_that_are_asked_for():
 
 
 def test_one_process_makes_the_rows_that_ray_makes(made, listing, tmp_path):
-    here = Photos.open(written(photos.plan(CONFIG, listing), tmp_path / "here"))
+    here = Photos.open(written(ingest.plan(CONFIG, listing), tmp_path / "here"))
     assert here.fingerprint == made.fingerprint
     assert here.shards.manifest["splits"] == made.shards.manifest["splits"]
 
 
 def test_what_is_there_is_found_and_the_report_says_what_is_in_it(made, listing):
-    assert find_or_write(photos.plan(CONFIG, listing), made.shards.root, Execution())[1].startswith("shards: 3 found")
+    assert find_or_write(ingest.plan(CONFIG, listing), made.shards.root, Execution())[1].startswith("shards: 3 found")
     report = shard_cats_dogs.summarise(made)
     assert "80 of 90 files are in shards; 5 could not be used, 4 duplicate others, 1 are hidden" in str(report)
     reasons = report.shown["Files of the source that are in no shard"].set_index("left out because")["files"]
@@ -191,7 +192,7 @@ def test_too_many_unusable_files_end_the_job_and_the_list_of_them_stays(cluster,
     root = tmp_path / "shards"
     words = r"5 of 90 files \(5.56%\) cannot be used, largest_bad_share allows 1.00% \(Cat/empty.jpg: empty; .*\); see \S+/left_out.csv"
     with pytest.raises(DataError, match=words):
-        find_or_write(photos.plan(replace(CONFIG, largest_bad_share=0.01, shard_files=90), listing), str(root), Execution())
+        find_or_write(ingest.plan(replace(CONFIG, largest_bad_share=0.01, shard_files=90), listing), str(root), Execution())
     assert len((root / LEFT_OUT).read_text().splitlines()) == 1 + 10
     assert (root / UNFINISHED).exists()
     assert not (root / MANIFEST).exists()
@@ -200,20 +201,20 @@ def test_too_many_unusable_files_end_the_job_and_the_list_of_them_stays(cluster,
 def test_a_split_without_a_class_is_no_data_set(listing, tmp_path):
     few = replace(listing, paths=listing.paths[:4], labels=listing.labels[:4])
     with pytest.raises(AssertionError, match=r"no Dog is in the train split: \d+ files are too few for it"):
-        written(photos.plan(CONFIG, few), tmp_path / "shards")
+        written(ingest.plan(CONFIG, few), tmp_path / "shards")
 
 
 def test_a_file_that_cannot_be_read_is_no_damaged_image_but_an_error(listing):
     """It may be there the next time: left out, the data set would be silently smaller."""
-    make = photos.plan(CONFIG, replace(listing, reader=Folder("/nowhere"))).prepare().make
+    make = ingest.plan(CONFIG, replace(listing, reader=Folder("/nowhere"))).prepare().make
     with pytest.raises(DataError, match=r"Cat/0.png cannot be read \(.*No such file"):
         make({"shard": 0, "paths": ["Cat/0.png"], "labels": [0]}, CPU)
 
 
 def test_notes_of_many_files_are_small(listing):
     """What the driver holds of a file, and so what grows with their number."""
-    part = photos.plan(CONFIG, listing).parts[0]
-    made = photos.plan(CONFIG, listing).prepare().make(part, CPU)
+    part = ingest.plan(CONFIG, listing).parts[0]
+    made = ingest.plan(CONFIG, listing).prepare().make(part, CPU)
     assert len(json.dumps(made.notes)) / len(made.notes) < 250
 
 
@@ -277,7 +278,7 @@ def test_real_cats_and_dogs_are_all_usable(mnist_root, tmp_path):
     assert listing.class_names == ("Cat", "Dog")
     some = range(0, len(listing.paths), 40)
     few = replace(listing, paths=[listing.paths[i] for i in some], labels=[listing.labels[i] for i in some])
-    data = Photos.open(written(photos.plan(photos.Config(image_size=64), few), tmp_path / "shards"))
+    data = Photos.open(written(ingest.plan(ingest.Config(image_size=64), few), tmp_path / "shards"))
     assert data.shards.manifest["counts"]["images"] == len(some)
     means = {name: [] for name in data.class_names}
     for part in data.stream("train"):

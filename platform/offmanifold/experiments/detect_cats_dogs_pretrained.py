@@ -11,7 +11,7 @@ from typing import ClassVar
 import torch
 
 from offmanifold.attacks import ATTACKS
-from offmanifold.data import DataError, photos
+from offmanifold.data import DataError, ingest
 from offmanifold.data.image_files import Listing
 from offmanifold.data.photos import Photos
 from offmanifold.data.shards import Plan
@@ -36,7 +36,7 @@ EXAMPLES = 4
 class Config:
     """What is attacked, and how. The defaults are those of the preset paper, with fewer images."""
 
-    data: photos.Config = cats_dogs.LAPTOP
+    data: ingest.Config = cats_dogs.LAPTOP
     network: pretrained.Config = field(default_factory=pretrained.Config)
     judging: robustness.Config = field(default_factory=lambda: robustness.Config(attack_batch_size=10))
     attacks: tuple[str, ...] = ("bim", "fgm", "mim")

@@ -23,7 +23,7 @@ from offmanifold.inference.point import PointEstimate
 from offmanifold.models import backbone, weights
 from offmanifold.models.backbone import BackboneError
 from offmanifold.progress import Progress, Recorded
-from offmanifold.randomness import derive
+from offmanifold.randomness import derive, generator
 from offmanifold.result import Result
 
 MODELS = {"deterministic": "deterministic", "mc": "MC dropout"}
@@ -73,7 +73,7 @@ class Given:
 
     def test_images(self, images: int, repetition: int, seed: int) -> Dataset:
         """Test images of a repetition; no two repetitions share one."""
-        order = torch.randperm(self.photos.count("test"), generator=torch.Generator().manual_seed(derive(seed, "test images")))
+        order = torch.randperm(self.photos.count("test"), generator=generator(seed, "test images"))
         return self.photos.take("test", order[repetition * images : (repetition + 1) * images].numpy())
 
 

@@ -8,12 +8,12 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from offmanifold.data import photos
+from offmanifold.data import ingest
 from offmanifold.data.photos import LEFT_OUT, SPLITS, Photos
 from offmanifold.experiments import cats_dogs
 from offmanifold.experiments.report import Report
 
-PRESETS: dict[str, photos.Config] = {"laptop": cats_dogs.LAPTOP, "quick": cats_dogs.QUICK}
+PRESETS: dict[str, ingest.Config] = {"laptop": cats_dogs.LAPTOP, "quick": cats_dogs.QUICK}
 """laptop: the image files of --source, or below the data folder, at 224 x 224. quick: generated shapes, no download."""
 SHOWN = 8
 """Images of a class in the sheet."""
