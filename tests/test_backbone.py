@@ -141,8 +141,10 @@ def test_a_weight_of_another_shape_is_named(lite, tmp_path):
 
 def test_a_pickle_of_other_things_than_tensors_is_not_opened(tmp_path):
     torch.save({"run": partial(print, "me")}, tmp_path / "w.pth")
-    with pytest.raises(BackboneError, match="no file of tensors alone"):
-        backbone.read_weights("resnet50", str(tmp_path / "w.pth"), tmp_path)
+    (tmp_path / "w.txt").write_text("text")
+    for name in ("w.pth", "w.txt"):
+        with pytest.raises(BackboneError, match="cannot be read as tensors, with nothing else in it"):
+            backbone.read_weights("resnet50", str(tmp_path / name), tmp_path)
 
 
 def test_weights_that_cannot_be_had_say_where_they_belong(tmp_path, monkeypatch):
