@@ -14,6 +14,8 @@ from offmanifold.experiments.detection_table import NEGATIVES, Attack, where
 from offmanifold.experiments.reported import DetectionReports
 
 RATES = np.linspace(0, 1, 201)
+WIDTH = 7.5
+"""Inches that a title takes."""
 LEAST = 1e-7
 """Nats, on a logarithmic axis."""
 
@@ -73,7 +75,7 @@ def against_epsilon(
     Dotted: how often the attack succeeds; crosses: reported. ``summary`` and ``fooled`` as ``detection_table.over_repetitions`` gives them.
     """
     names = list(dict.fromkeys(summary["attack"]))
-    figure = Figure(figsize=(3.4 * len(names), 3.6), layout="constrained")
+    figure = Figure(figsize=(max(3.4 * len(names), WIDTH), 3.8), layout="constrained")
     for axes, name in zip(figure.subplots(1, len(names), squeeze=False, sharey=True)[0], names, strict=True):
         for line in lines:
             rows = where(summary, attack=name, model=line.model, measure=line.measure, of=detection_table.ALL).sort_values("epsilon")
@@ -156,7 +158,7 @@ def _grid(attacks: Sequence[Attack]) -> tuple[dict[tuple[str, float], list[Attac
     for attack in attacks:
         panels.setdefault((attack.attack, attack.epsilon), []).append(attack)
     epsilons, names = (sorted({place[1] for place in panels}), list(dict.fromkeys(place[0] for place in panels)))
-    figure = Figure(figsize=(3.0 * len(names), 3.0 * len(epsilons) + 1.2), layout="constrained")
+    figure = Figure(figsize=(max(3.0 * len(names), WIDTH), 3.0 * len(epsilons) + 1.2), layout="constrained")
     axes = figure.subplots(len(epsilons), len(names), squeeze=False, sharex=True, sharey=True)
     places = {(name, epsilon): axes[row][column] for row, epsilon in enumerate(epsilons) for column, name in enumerate(names)}
     for place in places.keys() - panels.keys():
