@@ -248,8 +248,8 @@ def test_the_claims_are_decided_by_what_was_planted():
     assert "MI of the MC dropout model: AUC 0.500 to 1.000" in said
     assert "it tells attacked images from the others for MIM 10; the wrong way round for none" in said
     assert "MI against entropy of the MC dropout model, all: the better detector for MIM 10; the worse for none." in said
-    assert "FGM's AUC by MI, all, higher (easier) than MIM at 10 -0." in said
-    assert said.split("FGM's AUC by MI, all")[1].split("\n")[0].endswith("harder.")
+    assert "FGM's AUC by MI (lower: harder to detect), all, less MIM's at 10 -0." in said
+    assert said.split("to detect), all")[1].split("\n")[0].endswith("lower.")
     assert (
         "less the deterministic one's: MIM 10, -0.075 [-0.075, -0.075], less; FGM 10, +0.000 [+0.000, +0.000], alike to within 0.05."
         in said
@@ -375,7 +375,7 @@ def test_an_unknown_network_fails_at_once():
 
 def test_too_few_test_images_and_missing_weights_are_said_before_anything_is_made(given, tmp_path, monkeypatch):
     monkeypatch.setenv("OFFMANIFOLD_DATA", str(tmp_path))
-    with pytest.raises(DataError, match=r"test images, 2 repetitions of 100 need 200: lower --attacked-images"):
+    with pytest.raises(DataError, match=r"test images, 2 repetitions of 100 need 200: lower --attacked-images to at most \d+"):
         experiment.prepare(replace(CONFIG, attacked_images=100), given.photos, pytest.fail)
     with pytest.raises(DataError, match=r"efficientnet_lite0.safetensors: put them there"):
         experiment.load(replace(CONFIG, network=pretrained.Config("efficientnet_lite0")))

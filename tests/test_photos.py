@@ -20,8 +20,10 @@ from offmanifold.data.ingest import Close, split_of
 from offmanifold.data.photos import LEFT_OUT, SPLITS, Photos
 from offmanifold.data.shards import MANIFEST, UNFINISHED, Contents, Made, Plan
 from offmanifold.experiments import cats_dogs, shard_cats_dogs
+from offmanifold.orchestration import shards
 from offmanifold.orchestration.session import Execution
 from offmanifold.orchestration.shards import find_or_write
+from offmanifold.orchestration.storage import Storage
 
 SIZE, IMAGES = 24, 40
 CONFIG = ingest.Config(image_size=SIZE, shard_files=30, largest_bad_share=0.2)
@@ -190,7 +192,7 @@ def test_what_is_there_is_found_and_the_report_says_what_is_in_it(made, listing)
 
 def test_too_many_unusable_files_end_the_job_and_the_list_of_them_stays(cluster, listing, tmp_path):
     root = tmp_path / "shards"
-    words = r"5 of 90 files \(5.56%\) cannot be used, largest_bad_share allows 1.00% \(Cat/empty.jpg: empty; .*\); see \S+/left_out.csv"
+    words = r"5 of 89 files \(5.62%\) cannot be used, largest_bad_share allows 1.00% \(Cat/empty.jpg: empty; .*\); see \S+/left_out.csv"
     with pytest.raises(DataError, match=words):
         find_or_write(ingest.plan(replace(CONFIG, largest_bad_share=0.01, shard_files=90), listing), str(root), Execution())
     assert len((root / LEFT_OUT).read_text().splitlines()) == 1 + 10
@@ -226,7 +228,7 @@ def test_shards_are_found_without_their_source_at_their_size_alone(made, tmp_pat
     assert cats_dogs.prepare(there, found, lambda plan, folder: pytest.fail("nothing is written")).fingerprint == made.fingerprint
     with pytest.raises(DataError, match=r"images of 24 x 24 pixels, image_size is 32: name another folder, or --image-size 24"):
         cats_dogs.load(replace(there, image_size=32))
-    with pytest.raises(DataError, match=r"5 of 90 files could not be used, largest_bad_share allows 1.00%; see \S+/left_out.csv"):
+    with pytest.raises(DataError, match=r"5 of 89 files could not be used, largest_bad_share allows 1.00%; see \S+/left_out.csv"):
         cats_dogs.load(replace(there, largest_bad_share=0.01))
     monkeypatch.chdir(Path(made.shards.root).parent)
     relative = cats_dogs.load(replace(there, to="shards"))
@@ -285,3 +287,16 @@ def test_real_cats_and_dogs_are_all_usable(mnist_root, tmp_path):
         for pixels, label in zip(part.pixels, part.labels, strict=True):
             means[data.class_names[label]].append(pixels.mean())
     assert all(60 < np.mean(values) < 190 and np.std(values) > 10 for values in means.values())
+
+
+def test_what_a_failed_start_leaves_does_not_keep_other_files_out(listing, tmp_path):
+    """Without any shard there is nothing to lose; with one, it is another's."""
+    plan = ingest.plan(CONFIG, listing)
+    (tmp_path / UNFINISHED).write_text(json.dumps({"files": "others"}))
+    storage = Storage.at(str(tmp_path))
+    assert shards._found(plan, storage) is None
+    (tmp_path / "train-00000.parquet").write_bytes(b"x")
+    with pytest.raises(DataError, match="holds a data set of another recipe: files is others there"):
+        shards._found(plan, storage)
+    with pytest.raises(DataError, match=r"train-00000.parquet is a file: name a folder for the data set"):
+        find_or_write(plan, str(tmp_path / "train-00000.parquet"), Execution())

@@ -96,7 +96,7 @@ class MakePhotos:
             try:
                 content = self.reader.read(path)
             except OSError as error:  # not a damaged file, but one that is not there or not ours: the next try may read it
-                raise DataError(f"{path} cannot be read ({str(error).splitlines()[0]})") from error
+                raise DataError(f"{path} cannot be read ({str(error).splitlines()[0]}): mend or remove it, or try again") from error
             try:
                 decoded = decode(content, path, self.size)
             except Unreadable as error:
@@ -172,7 +172,7 @@ class Close:
         }
         stream = StringIO()
         csv.writer(stream, lineterminator="\n").writerows([("path", "reason"), *sorted([*left_out, *duplicates])])
-        return Closing(dropped, about, {LEFT_OUT: stream.getvalue().encode()}, self._error(bad, files, counts))
+        return Closing(dropped, about, {LEFT_OUT: stream.getvalue().encode()}, self._error(bad, files - len(left_out) + len(bad), counts))
 
     def _error(self, bad: Sequence[tuple[str, str]], files: int, counts: Mapping[str, Mapping[str, int]]) -> str:
         if len(bad) > self.largest_bad_share * files:

@@ -35,9 +35,10 @@ def checked(config: ingest.Config, data: Photos) -> Photos:
         there = f"{config.to} holds images of {size} x {size} pixels"
         raise DataError(f"{there}, image_size is {config.image_size}: name another folder, or --image-size {size}")
     counts = data.shards.manifest["counts"]
-    if counts["unusable"] > config.largest_bad_share * counts["files"]:
+    files = counts["files"] - counts["hidden"]
+    if counts["unusable"] > config.largest_bad_share * files:
         raise DataError(
-            f"{data.shards.root}: {counts['unusable']:,} of {counts['files']:,} files could not be used, largest_bad_share allows "
+            f"{data.shards.root}: {counts['unusable']:,} of {files:,} files could not be used, largest_bad_share allows "
             f"{config.largest_bad_share:.2%}; see {data.shards.root}/{LEFT_OUT}"
         )
     return data

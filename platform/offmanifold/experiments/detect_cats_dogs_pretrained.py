@@ -23,6 +23,7 @@ from offmanifold.experiments.report import Report
 from offmanifold.experiments.reported import DETECTION
 from offmanifold.grid import listed
 from offmanifold.inference import sgd, transfer
+from offmanifold.models import backbone
 from offmanifold.progress import Progress
 from offmanifold.randomness import derive
 from offmanifold.result import Result
@@ -34,13 +35,13 @@ EXAMPLES = 4
 
 @dataclass(frozen=True)
 class Config:
-    """What is attacked, and how. The defaults are those of the preset paper, with fewer images."""
+    """What is attacked, and how."""
 
     data: ingest.Config = cats_dogs.LAPTOP
     network: pretrained.Config = field(default_factory=pretrained.Config)
     judging: robustness.Config = field(default_factory=lambda: robustness.Config(attack_batch_size=10))
     attacks: tuple[str, ...] = ("bim", "fgm", "mim")
-    """Attacks: the paper's."""
+    """Attacks, of fgm, bim, pgd, mim."""
     epsilons: tuple[float, ...] = (5.0, 10.0)
     """Largest change of a pixel, in units of 1/255: the paper's."""
     step_sizes: tuple[float, ...] = (0.5, 1.2)
@@ -133,7 +134,7 @@ def prepare(config: Config, source: Listing | Photos, write: Callable[[Plan, str
     if shards.count("test") < needed:
         raise DataError(
             f"{shards.name} has {shards.count('test'):,} test images, {config.repetitions} repetitions of {config.attacked_images} need "
-            f"{needed:,}: lower --attacked-images, or raise --test-share"
+            f"{needed:,}: lower --attacked-images to at most {shards.count('test') // config.repetitions}, or attack fewer times"
         )
     return Given(shards, config.network.backbone, pretrained.read_weights(config.network))
 
@@ -173,7 +174,8 @@ def summarise(config: Config, given: Given, clean: Mapping[Tested, Result], resu
     classes = given.photos.class_names
     reported = DETECTION if [name.lower() for name in classes] == ["cat", "dog"] else {}
     draws = config.judging.judge_draws
-    return pretrained_report.summarise(attacks, list(clean.values()), given.name, classes, draws, config.seed, reported)
+    on_imagenet = given.backbone != backbone.EDGES
+    return pretrained_report.summarise(attacks, list(clean.values()), given.name, classes, draws, config.seed, reported, on_imagenet)
 
 
 def _heads(config: Config, given: Given) -> list[Head]:

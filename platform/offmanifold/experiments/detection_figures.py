@@ -79,7 +79,8 @@ def against_epsilon(
     for axes, name in zip(figure.subplots(1, len(names), squeeze=False, sharey=True)[0], names, strict=True):
         for line in lines:
             rows = where(summary, attack=name, model=line.model, measure=line.measure, of=detection_table.ALL).sort_values("epsilon")
-            axes.plot(rows["epsilon"], rows["auc"], "o-", color=line.colour, markersize=3, label=line.title)
+            bars = [rows["auc"] - rows["auc_low"], rows["auc_high"] - rows["auc"]]
+            axes.errorbar(rows["epsilon"], rows["auc"], bars, fmt="o-", color=line.colour, markersize=3, elinewidth=0.8, label=line.title)
             axes.fill_between(rows["epsilon"], rows["auc_low"], rows["auc_high"], color=line.colour, alpha=0.15, linewidth=0)
             for epsilon in rows["epsilon"]:
                 figure_of_paper = reported.get((line.model, name, epsilon, line.measure, detection_table.ALL))
@@ -87,7 +88,7 @@ def against_epsilon(
                     axes.plot(epsilon, figure_of_paper.value, "x", color=line.colour, markersize=8, markeredgewidth=2)
         for model, colour in {line.model: line.colour for line in reversed(lines)}.items():
             rows = where(fooled, attack=name, model=model).sort_values("epsilon")
-            axes.plot(rows["epsilon"], rows["changed"], ":", color=colour, linewidth=1.2)
+            axes.plot(rows["epsilon"], rows["changed"], ":.", markersize=3, color=colour, linewidth=1.2)
         axes.axhline(0.5, color="grey", linewidth=0.7)
         axes.set(xscale="log", ylim=(-0.02, 1.02), title=name.upper(), xlabel="epsilon (of 255)")
         axes.set_xticks(sorted(set(summary["epsilon"])), [f"{epsilon:g}" for epsilon in sorted(set(summary["epsilon"]))])
@@ -147,7 +148,7 @@ def examples(attacks: Sequence[Attack], models: Mapping[str, str], class_names: 
             image, label, before = arrays["attacked_images"][row], arrays[f"{name}/label"][row], arrays["clean_label"][row]
             said = f"{class_names[before]} → {class_names[label]} ({arrays[f'{name}/confidence'][row]:.2f})"
             _show(panels[row][1 + 2 * column], image, f"{models[model] if row == 0 else ''}\n{said}".strip())
-            _show(panels[row][2 + 2 * column], (image - clean) * 255 / epsilon / 2 + 0.5, "difference" if row == 0 else "")
+            _show(panels[row][2 + 2 * column], (image - clean) * 255 / epsilon / 2 + 0.5, f"difference (± {epsilon:g})" if row == 0 else "")
     figure.suptitle(f"{name.upper()} at {epsilon:g}/255, {what}; predicted class, and its probability", fontsize=9)
     return figure
 

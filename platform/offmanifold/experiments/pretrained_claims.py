@@ -50,7 +50,7 @@ def accuracy(clean: Sequence[Result]) -> str:
     verdict = "lower" if high < 0 else "higher" if low > 0 else "undecided"
     return (
         f"Accuracy on {len(change):,} clean test images of the Monte Carlo mean and of the point estimate: {hits['mc'].mean():.4f} and "
-        f"{hits['deterministic'].mean():.4f}; {change.mean():+.4f}{bracket(low, high, '+', 4)}: {verdict}."
+        f"{hits['deterministic'].mean():.4f}; {_signed(change.mean(), 4)}{_within(low, high, 4)}: {verdict}."
     )
 
 
@@ -95,10 +95,10 @@ def _hardest(detectors: Table) -> list[str]:
                 change = (wide["fgm"] - wide[other]).dropna()
                 if len(change):
                     low, high = t_interval(list(change))
-                    verdict = "harder" if high < 0 else "easier" if low > 0 else "undecided"
-                    words.append(f"than {other.upper()} at {epsilon:g} {change.mean():+.3f}{bracket(low, high, '+')}, {verdict}")
+                    verdict = "lower" if high < 0 else "higher" if low > 0 else "undecided"
+                    words.append(f"{other.upper()}'s at {epsilon:g} {_signed(change.mean())}{_within(low, high)}, {verdict}")
         if words:
-            said.append(f"FGM's AUC by MI, {of}, higher (easier) {'; '.join(words)}.")
+            said.append(f"FGM's AUC by MI (lower: harder to detect), {of}, less {'; '.join(words)}.")
     return said
 
 
@@ -114,8 +114,18 @@ def _as_often(success: Table) -> list[str]:
         low, high = t_interval(list(change))
         alike = f"alike to within {ALIKE:g}" if max(abs(low), abs(high)) <= ALIKE else "undecided"
         verdict = "more" if low > 0 else "less" if high < 0 else alike
-        words.append(f"{attack.upper()} {epsilon:g}, {change.mean():+.3f}{bracket(low, high, '+')}, {verdict}")
+        words.append(f"{attack.upper()} {epsilon:g}, {_signed(change.mean())}{_within(low, high)}, {verdict}")
     return [f"Share of labels changed, of the MC model less the deterministic one's: {'; '.join(words)}."] if words else []
+
+
+def _signed(value: float, digits: int = 3) -> str:
+    """Never -0.000."""
+    return f"{round(value, digits) + 0.0:+.{digits}f}"
+
+
+def _within(low: float, high: float, digits: int = 3) -> str:
+    """Of a difference of shares."""
+    return bracket(max(low, -1.0), min(high, 1.0), "+", digits)
 
 
 def _named(rows: Table) -> str:

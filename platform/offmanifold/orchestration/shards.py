@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -39,6 +40,8 @@ def find_or_write(plan: Plan, root: str, execution: Execution) -> tuple[Shards, 
     recipe has of shards is made again, in its place. (Whether what is found is whole, whoever reads it finds out.)
     """
     storage = Storage.at(root)
+    if not storage.is_bucket and Path(storage.root).is_file():
+        raise DataError(f"{storage.root} is a file: name a folder for the data set")
     if found := _found(plan, storage):
         return found
     storage = Storage.open(root)
@@ -94,13 +97,13 @@ def _found(plan: Plan, storage: Storage) -> tuple[Shards, str] | None:
         shards = Shards.open(storage.root)
         _check_same(plan, storage.root, shards.manifest["recipe"])
         return shards, f"shards: {_count(plan)} found, in {storage.root}"
-    if UNFINISHED in names:
+    if UNFINISHED in names and any(name.endswith(".parquet") for name in names):
         try:
             recipe = json.loads(storage.read(UNFINISHED))
         except ValueError:
             raise DataError(f"{storage.root}/{UNFINISHED} is not what was written; remove the folder, or name another") from None
         _check_same(plan, storage.root, recipe)
-    elif names:
+    elif set(names) - {UNFINISHED}:
         raise DataError(f"{storage.root} holds {min(names)}, and no data set of ours: name another folder")
     return None
 
