@@ -1,20 +1,18 @@
 """Where trials can be placed, and clusters that cannot be joined: said before work starts."""
 
-import ctypes
 import os
 import platform
-import resource
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import ray
-import torch
 from ray.core.generated import autoscaler_pb2
 
 from offmanifold.orchestration.errors import JobError
-from offmanifold.orchestration.resources import M_MMAP_MAX, M_TRIM_THRESHOLD, check_placement, keep_memory, release_memory
+from offmanifold.orchestration.resources import check_placement
 from offmanifold.orchestration.session import Execution, connect
 
 
@@ -82,22 +80,30 @@ def test_a_cluster_of_another_version_is_named_with_both(cluster):
     assert done.stdout.count("\n") == 1
 
 
+FAULTS = """
+import resource, sys
+import torch
+from offmanifold.orchestration.resources import keep_memory, release_memory
+
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(5):
+        torch.ones(20_000_000)  # 80 MB: above any size that glibc keeps by itself
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+fresh = faults()
+keep_memory()
+faults()
+print(fresh, faults())
+release_memory()
+"""
+
+
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="of glibc alone")
-def test_large_blocks_that_are_freed_stay_with_the_process_until_they_are_given_back():
-    """Each new page is a fault: those of tensors that are made again and again are counted."""
-
-    def faults() -> int:
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-        for _ in range(5):
-            torch.ones(20_000_000)  # 80 MB: above any size that glibc keeps by itself
-        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-
-    fresh = faults()
-    try:
-        keep_memory()
-        faults()
-        assert faults() < fresh / 5
-    finally:
-        release_memory()
-        for option, default in ((M_MMAP_MAX, 65_536), (M_TRIM_THRESHOLD, 128 * 1024)):
-            ctypes.CDLL(None).mallopt(option, default)
+def test_large_blocks_that_are_freed_stay_with_the_process():
+    """Each new page is a fault: those of tensors that are made again and again are counted, in a process that is as new as a worker."""
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1] / "platform")}
+    done = subprocess.run([sys.executable, "-c", FAULTS], env=environment, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stderr
+    fresh, kept = map(int, done.stdout.split())
+    assert kept < fresh / 5
