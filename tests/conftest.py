@@ -164,6 +164,14 @@ def aside(request, tmp_path_factory) -> Iterator[dict[str, Program]]:
     beside.stop()
 
 
+@pytest.fixture(scope="session")
+def done(aside) -> tuple[Path, str]:
+    """The storage of the programs aside, and what all their jobs said, when they have ended well."""
+    said = aside["jobs"].said()
+    assert not aside["jobs"].errors
+    return aside["jobs"].root, said
+
+
 ROOT = Path(__file__).parents[1]
 OUR_WARNINGS: list[str] = []
 

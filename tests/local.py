@@ -1,4 +1,4 @@
-"""A job's stages and data sets, made in this process: the same cells and parts, without Ray."""
+"""A job's stages and data sets, made in this process: the same cells and parts, without Ray. And what a job left in MLflow."""
 
 import json
 from dataclasses import dataclass, field
@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from mlflow.tracking import MlflowClient
 
 from offmanifold.data import Data
 from offmanifold.data.shards import MANIFEST, Closing, Plan, Shards, manifest, without, write_shard
@@ -50,3 +51,11 @@ def written(plan: Plan, root: Path) -> str:
     entries = {name: shard.entry for name, shard in shards.items()}
     (root / MANIFEST).write_bytes(manifest(plan, {**contents.about, **closing.about}, files, entries, {}))
     return Shards.open(str(root)).root
+
+
+def files_of(storage: Path, experiment: str, run: str = "tiny") -> set[str]:
+    """What MLflow has of a run that has finished."""
+    client = MlflowClient(f"sqlite:///{storage}/mlflow.db")
+    (found,) = client.search_runs([client.get_experiment_by_name(experiment).experiment_id], f"attributes.run_name = '{run}'")
+    assert found.info.status == "FINISHED"
+    return {artifact.path for artifact in client.list_artifacts(found.info.run_id)}

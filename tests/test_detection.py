@@ -116,6 +116,14 @@ def test_every_metric_has_its_limits(metric, perfect, useless, worst):
     assert METRICS[metric](Scores(np.ones(1), np.ones((3, 1))).curve()) == useless
 
 
+def test_what_is_drawn_is_shared_and_cannot_be_written_to():
+    one = kinds(50).resampled(3, 10)
+    assert kinds(50, seed=1).resampled(3, 10) is one
+    assert kinds(50).resampled(4, 10) is not one
+    with pytest.raises(ValueError, match="read-only"):
+        one[0, 0] = 1
+
+
 def test_a_metric_of_no_positive_is_not_applicable():
     none = Scores(np.zeros(4), np.ones((2, 4)), np.zeros(4, bool))
     assert not none.applicable

@@ -2,7 +2,7 @@
 
 import pandas as pd
 import pytest
-from mlflow.tracking import MlflowClient
+from local import files_of
 
 MODELS = (
     "--vae-images 300 --held-out-images 100 --vae-epochs 4 --hidden 32 --given-images 120 --chains 2 --warmup 2 --draws 4 "
@@ -21,22 +21,11 @@ EXPERIMENTS = {
 }
 
 
-@pytest.fixture(scope="module")
-def done(aside):
-    said = aside["jobs"].said()
-    assert not aside["jobs"].errors
-    return aside["jobs"].root, said
-
-
 @pytest.mark.timeout(620)
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_every_figure_and_table_is_in_the_run_and_in_mlflow(done, experiment):
-    storage, _ = done
-    client = MlflowClient(f"sqlite:///{storage}/mlflow.db")
-    (run,) = client.search_runs([client.get_experiment_by_name(experiment).experiment_id], "attributes.run_name = 'tiny'")
-    there = {artifact.path for artifact in client.list_artifacts(run.info.run_id)}
-    assert {f"{name}.{ending}" for name in EXPERIMENTS[experiment] for ending in ("png", "pdf")} | {"report.txt"} <= there
-    assert run.info.status == "FINISHED"
+    wanted = {f"{name}.{ending}" for name in EXPERIMENTS[experiment] for ending in ("png", "pdf")}
+    assert wanted | {"report.txt"} <= files_of(done[0], experiment)
 
 
 def test_models_are_made_once(done):

@@ -1,10 +1,8 @@
 """Two jobs on Manifold MNIST, one after the other in one process: the first builds the data set, the second samples on it."""
 
-from pathlib import Path
-
 import pandas as pd
 import pytest
-from mlflow.tracking import MlflowClient
+from local import files_of
 
 from offmanifold.data import manifold_mnist
 from offmanifold.inference import hmc
@@ -15,21 +13,6 @@ JOBS = [
     f"jobs/density_along_attack.py {DATA} --steps 3 --images 4 --repetitions 1 --epochs 2",
     f"jobs/sample_hmc.py {DATA} {CHAINS} --grid-points 6",
 ]
-
-
-@pytest.fixture(scope="module")
-def done(aside) -> tuple[Path, str]:
-    """The storage, and what the jobs said."""
-    said = aside["jobs"].said()
-    assert not aside["jobs"].errors
-    return aside["jobs"].root, said
-
-
-def files_of(storage: Path, experiment: str) -> set[str]:
-    """In MLflow."""
-    client = MlflowClient(f"sqlite:///{storage}/mlflow.db")
-    (run,) = client.search_runs([client.get_experiment_by_name(experiment).experiment_id], "attributes.run_name = 'tiny'")
-    return {artifact.path for artifact in client.list_artifacts(run.info.run_id)}
 
 
 @pytest.mark.timeout(620)

@@ -1,10 +1,8 @@
 """Two jobs on photographs, one after the other: the first writes the shards, the second finds them."""
 
-from pathlib import Path
-
 import pandas as pd
 import pytest
-from mlflow.tracking import MlflowClient
+from local import files_of
 
 from offmanifold.data.photos import LEFT_OUT, Photos
 
@@ -13,21 +11,6 @@ JOBS = [
     f"jobs/shard_cats_dogs.py {SHAPES}",
     f"jobs/detect_cats_dogs_pretrained.py {SHAPES} --attacks fgm --epsilons 5 --step-sizes 1 --repetitions 1 --attacked-images 10",
 ]
-
-
-@pytest.fixture(scope="module")
-def done(aside) -> tuple[Path, str]:
-    """The storage, and what the jobs said."""
-    said = aside["jobs"].said()
-    assert not aside["jobs"].errors
-    return aside["jobs"].root, said
-
-
-def files_of(storage: Path, experiment: str) -> set[str]:
-    client = MlflowClient(f"sqlite:///{storage}/mlflow.db")
-    (run,) = client.search_runs([client.get_experiment_by_name(experiment).experiment_id], "attributes.run_name = 'tiny'")
-    assert run.info.status == "FINISHED"
-    return {artifact.path for artifact in client.list_artifacts(run.info.run_id)}
 
 
 @pytest.mark.timeout(620)

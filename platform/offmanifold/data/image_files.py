@@ -130,8 +130,9 @@ class Listing:
         if not files:
             raise DataError(f"{where} holds no file: name the folder that holds the images")
         nameless = [path for path, _ in files if not _is_text(path)]
-        hidden = [path for path, _ in files if any(part.startswith((".", "__")) for part in path.split("/")) and path not in nameless]
-        visible = [(path, size) for path, size in files if path not in {*nameless, *hidden}]
+        hidden = [path for path, _ in files if _is_text(path) and any(part.startswith((".", "__")) for part in path.split("/"))]
+        aside = {*nameless, *hidden}
+        visible = [(path, size) for path, size in files if path not in aside]
         matches = [KAGGLE.fullmatch(path.rpartition("/")[2]) for path, _ in visible]
         if sum(match is not None for match in matches) * 2 > len(visible):
             classes = [match[1].lower() if match else "" for match in matches]

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -80,7 +80,15 @@ class Scores:
             raise ValueError(
                 f"{sources} positives and {np.atleast_2d(self.negative).shape[1]} negatives: paired scores come from the same sources"
             )
-        return np.random.default_rng(derive(seed, "auc")).multinomial(sources, np.full(sources, 1 / sources), size=resamples).astype(float)
+        return _drawn(sources, seed, resamples)
+
+
+@lru_cache(maxsize=16)
+def _drawn(sources: int, seed: int, resamples: int) -> Floats:
+    """Drawn once for all scores of the same sources; nobody may write to it."""
+    counts = np.random.default_rng(derive(seed, "auc")).multinomial(sources, np.full(sources, 1 / sources), size=resamples).astype(float)
+    counts.setflags(write=False)
+    return counts
 
 
 def area(curve: Curve) -> Floats:

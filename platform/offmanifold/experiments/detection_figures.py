@@ -1,6 +1,6 @@
 """Figures of detectors of attacks: ROC and precision-recall curves, the scores themselves, and examples of what was attacked."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -13,6 +13,8 @@ from offmanifold.experiments import detection_table
 from offmanifold.experiments.detection_table import NEGATIVES, Attack, where
 from offmanifold.experiments.reported import DetectionReports
 
+Place = tuple[str, float]
+"""Attack and epsilon: of a panel."""
 RATES = np.linspace(0, 1, 201)
 WIDTH = 7.5
 """Inches that a title takes."""
@@ -34,7 +36,8 @@ def curves(attacks: Sequence[Attack], lines: Sequence[Line], kind: str, of_what:
 
     Solid: all attacked images; dashed: those whose label changed.
     """
-    panels, grid, figure = _grid(attacks)
+    panels = _panels(attacks)
+    grid, figure = _grid(panels)
     for place, axes in grid.items():
         for line in lines:
             chosen = [attack for attack in panels[place] if attack.model == line.model]
@@ -79,7 +82,7 @@ def against_epsilon(
     for axes, name in zip(figure.subplots(1, len(names), squeeze=False, sharey=True)[0], names, strict=True):
         for line in lines:
             rows = where(summary, attack=name, model=line.model, measure=line.measure, of=detection_table.ALL).sort_values("epsilon")
-            bars = [rows["auc"] - rows["auc_low"], rows["auc_high"] - rows["auc"]]
+            bars = np.maximum(0.0, [rows["auc"] - rows["auc_low"], rows["auc_high"] - rows["auc"]])  # an interval may miss its figure
             axes.errorbar(rows["epsilon"], rows["auc"], bars, fmt="o-", color=line.colour, markersize=3, elinewidth=0.8, label=line.title)
             axes.fill_between(rows["epsilon"], rows["auc_low"], rows["auc_high"], color=line.colour, alpha=0.15, linewidth=0)
             for epsilon in rows["epsilon"]:
@@ -102,7 +105,7 @@ def against_epsilon(
 
 def scores(attacks: Sequence[Attack], lines: Sequence[Line], of_what: str) -> Figure:
     """What the detectors look at: the share of clean, noised and attacked images with at most so much of each measure, a row an attack."""
-    panels, _, _ = _grid(attacks)
+    panels = _panels(attacks)
     figure = Figure(figsize=(3.4 * len(lines), 1.8 * len(panels)), layout="constrained")
     grid = figure.subplots(len(panels), len(lines), squeeze=False, sharex=True, sharey=True)
     for row, place in enumerate(panels):
@@ -153,21 +156,27 @@ def examples(attacks: Sequence[Attack], models: Mapping[str, str], class_names: 
     return figure
 
 
-def _grid(attacks: Sequence[Attack]) -> tuple[dict[tuple[str, float], list[Attack]], dict[tuple[str, float], Axes], Figure]:
-    """The attacks of each panel, a row an epsilon, and its axes."""
-    panels: dict[tuple[str, float], list[Attack]] = {}
+def _panels(attacks: Sequence[Attack]) -> dict[Place, list[Attack]]:
+    """(attack, epsilon) -> on every model, in every repetition."""
+    panels: dict[Place, list[Attack]] = {}
     for attack in attacks:
         panels.setdefault((attack.attack, attack.epsilon), []).append(attack)
-    epsilons, names = (sorted({place[1] for place in panels}), list(dict.fromkeys(place[0] for place in panels)))
+    return panels
+
+
+def _grid(panels: Iterable[Place]) -> tuple[dict[Place, Axes], Figure]:
+    """Axes for each panel, a row an epsilon."""
+    wanted = list(panels)
+    epsilons, names = sorted({place[1] for place in wanted}), list(dict.fromkeys(place[0] for place in wanted))
     figure = Figure(figsize=(max(3.0 * len(names), WIDTH), 3.0 * len(epsilons) + 1.2), layout="constrained")
     axes = figure.subplots(len(epsilons), len(names), squeeze=False, sharex=True, sharey=True)
     places = {(name, epsilon): axes[row][column] for row, epsilon in enumerate(epsilons) for column, name in enumerate(names)}
-    for place in places.keys() - panels.keys():
+    for place in places.keys() - set(wanted):
         places.pop(place).set_axis_off()
-    return panels, places, figure
+    return places, figure
 
 
-def _title(place: tuple[str, float]) -> str:
+def _title(place: Place) -> str:
     return f"{place[0].upper()}, epsilon {place[1]:g}"
 
 

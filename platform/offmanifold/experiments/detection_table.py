@@ -196,6 +196,8 @@ def curves(attacks: Sequence[Attack], measure: str, successful: bool, rates: NDA
         curve = scores.curve()
         roc.append(np.interp(rates, np.append(0.0, curve.alarm_rate), np.append(0.0, curve.hit_rate)))
         of_found = curve.hits / np.maximum(curve.hits + curve.alarms, 1e-12)
-        at = np.searchsorted(curve.hit_rate, rates, side="left").clip(max=len(of_found) - 1)
+        at = np.searchsorted(curve.hit_rate, np.maximum(rates, 1e-9), side="left").clip(
+            max=len(of_found) - 1
+        )  # of none found there is no precision
         precision.append(of_found[at])
     return {"roc": np.array(roc), "precision": np.array(precision)}
