@@ -58,8 +58,8 @@ class Bench:
     artifacts: Artifacts
     tracking: Tracking
 
-    def sweep(self, make, cells, source, stage="stage", resumable=False, **execution):
+    def sweep(self, make, cells, source, stage="stage", kind="stage", **execution):
         folder = RunFolder(self.artifacts.storage, self.tracking.experiment, f"run-{uuid.uuid4().hex[:8]}")
         run = self.tracking.start(folder.name, {}, {})
         sweeps = Sweeps(ray.put(source), source.fingerprint, self.artifacts, Execution(**execution), folder, run)
-        return (sweeps.chains if resumable else sweeps.stage)(stage, make, cells), run
+        return getattr(sweeps, kind)(stage, make, cells), run

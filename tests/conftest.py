@@ -18,8 +18,8 @@ from offmanifold import data
 from offmanifold.data import Dataset, Source, manifold_mnist
 from offmanifold.data.manifold_mnist import Manifold, ManifoldMnist
 from offmanifold.density import LatentDensity
-from offmanifold.inference import METHODS, ensemble, hmc, mc_dropout, point, sampler, sgd
-from offmanifold.models import vae
+from offmanifold.inference import METHODS, augmentation, concrete_dropout, ensemble, epochwise, hmc, mc_dropout, point, sampler, sgd
+from offmanifold.models import vae, vgg
 from offmanifold.orchestration.session import ray
 from offmanifold.orchestration.storage import Storage
 from offmanifold.randomness import generator
@@ -50,6 +50,13 @@ def split(digits: Source) -> tuple[Dataset, Dataset]:
     return digits.split(500, 100, "tests")
 
 
+VGG = concrete_dropout.Config(
+    vgg.Config(width=0.125, dense_units=32),
+    epochwise.Config(epochs=10, train_batch_size=32, learning_rate=5e-3, changes=augmentation.Config(0.05, False, 0.0)),
+)
+"""Small enough for digits."""
+
+
 @pytest.fixture(scope="session")
 def posteriors(split: tuple[Dataset, Dataset]) -> dict[str, object]:
     """A posterior of every method, after a few epochs."""
@@ -57,6 +64,7 @@ def posteriors(split: tuple[Dataset, Dataset]) -> dict[str, object]:
     configs = {
         "point": point.Config(training=training),
         "mc_dropout": mc_dropout.Config(training=training),
+        "concrete_dropout": VGG,
         "ensemble": ensemble.Config(members=2, member=mc_dropout.Config(training=training)),
     }
     fitted = {name: METHODS[name].fit(split, config, seed=1) for name, config in configs.items()}

@@ -189,7 +189,9 @@ def test_older_files_without_batch_norms_counters_are_read(lite, tmp_path, pictu
 
 
 def test_an_unknown_network_is_refused():
-    with pytest.raises(ValueError, match="'resnet51' is unknown; there are: resnet50, efficientnet_lite0, oriented_edges, and timm:"):
+    with pytest.raises(
+        ValueError, match="'resnet51' is unknown; there are: resnet50, efficientnet_lite0, vgg13, vgg13_bn, oriented_edges,"
+    ):
         backbone.architecture("resnet51")
     with pytest.raises(ValueError, match="timm has no model 'nothing'"):
         backbone.architecture("timm:nothing")
@@ -234,7 +236,8 @@ def test_the_network_runs_once_for_all_draws(edges, pictures):
     whole, calls = network(edges), []
     whole[0].register_forward_hook(lambda module, given, made: calls.append(len(made)))
     McDropout(whole).draw(20, 0).log_probs(pictures)
-    assert calls == [len(pictures)]
+    assert calls[-1:] == [len(pictures)]  # before it, the first time, one image alone: to count what it takes
+    assert calls[:-1] in ([], [1])
     loss = misclassify(McDropout(whole), torch.zeros(6, dtype=torch.int64), draws=20)
     calls.clear()
     ATTACKS["bim"](Schedule(steps=3))(loss, pictures, Linf(5 / 255))

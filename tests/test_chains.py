@@ -77,7 +77,7 @@ def bench(tmp_path, cluster) -> Bench:
 
 def test_a_chain_that_is_killed_goes_on_from_its_last_segment_and_the_others_are_not_disturbed(bench, digits, capsys):
     cells = [Summed(0), Summed(1, dies_in=2)]
-    outcome, run = bench.sweep(add_up, cells, digits, resumable=True, retries=0)
+    outcome, run = bench.sweep(add_up, cells, digits, kind="chains", retries=0)
     assert not outcome.failures
     assert [result.arrays["sum"].item() for result in outcome.results.values()] == [15, 15]
     undisturbed, killed = (result.table for result in outcome.results.values())
@@ -91,12 +91,12 @@ def test_a_chain_that_is_killed_goes_on_from_its_last_segment_and_the_others_are
     assert {child.info.status for child in children.values()} == {"FINISHED"}
     history = bench.tracking.client.get_metric_history(children["chain 0"].info.run_id, "added")
     assert [(point.step, point.value) for point in history] == [(step, step) for step in range(SEGMENTS)]
-    again, _ = bench.sweep(add_up, cells, digits, resumable=True)
+    again, _ = bench.sweep(add_up, cells, digits, kind="chains")
     assert again.summary.startswith("stage: 0 made, 2 found")
 
 
 def test_an_error_of_its_own_ends_a_chain_at_once_and_leaves_its_segments(bench, digits):
-    outcome, run = bench.sweep(refuse, [Summed(3)], digits, resumable=True, retries=2)
+    outcome, run = bench.sweep(refuse, [Summed(3)], digits, kind="chains", retries=2)
     assert outcome.failures == {"chain 3": "ValueError: no start, tried 1 time(s)"}
     assert run.children("stage")["chain 3"].info.status == "FAILED"
     assert list(Path(bench.artifacts.storage.root).rglob("segments/00000.safetensors"))
@@ -106,7 +106,7 @@ def test_an_error_of_its_own_ends_a_chain_at_once_and_leaves_its_segments(bench,
 
 def test_a_chain_that_is_lost_time_and_again_is_given_up_and_the_others_go_on(bench, digits, monkeypatch):
     monkeypatch.setattr("offmanifold.orchestration.chains.FRUITLESS", 1)
-    outcome, _ = bench.sweep(die_or_add_up, [Summed(4, dies_in=0), Summed(5)], digits, resumable=True)
+    outcome, _ = bench.sweep(die_or_add_up, [Summed(4, dies_in=0), Summed(5)], digits, kind="chains")
     assert outcome.failures == {"chain 4": "its process was lost 1 times in a row before it kept anything: out of memory?"}
     assert [result.arrays["sum"].item() for result in outcome.results.values()] == [15]
 
@@ -116,7 +116,7 @@ def test_a_storage_that_takes_nothing_ends_the_chains_with_one_line(bench, digit
         raise StorageError("the storage is full")
 
     with pytest.raises(StorageError, match="the storage is full"):
-        bench.sweep(no_room, [Summed(index) for index in range(3)], digits, resumable=True)
+        bench.sweep(no_room, [Summed(index) for index in range(3)], digits, kind="chains")
 
 
 # what is kept

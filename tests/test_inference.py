@@ -5,11 +5,11 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from offmanifold.inference import METHODS, mc_dropout, point, sgd
+from offmanifold.inference import METHODS, concrete_dropout, epochwise, mc_dropout, point, sgd
 from offmanifold.inference.ensemble import Ensemble
 from offmanifold.inference.mc_dropout import McDropout
 from offmanifold.inference.point import PointEstimate
-from offmanifold.models import lenet
+from offmanifold.models import lenet, vgg
 from offmanifold.models.dropout import Dropout
 from offmanifold.predictive import NetworkPredictive, mean_log_probs
 from offmanifold.uncertainty import mutual_information
@@ -64,6 +64,7 @@ def test_fit_is_reproducible_and_other_seeds_give_other_networks(name, digits, i
     config = {
         "point": point.Config(training=training),
         "mc_dropout": mc_dropout.Config(training=training),
+        "concrete_dropout": concrete_dropout.Config(vgg.Config(0.0625, 8), epochwise.Config(1, train_batch_size=25)),
         "ensemble": METHODS["ensemble"].Config(members=2, member=mc_dropout.Config(training=training)),
     }[name]
     first, again, other = (METHODS[name].fit(split, config, seed).draw(2, 0).log_probs(images) for seed in (0, 0, 1))
@@ -88,6 +89,7 @@ def test_one_pass_equals_a_loop_through_the_whole_network(posteriors, images):
 
 def test_the_layers_before_the_first_site_run_once(posteriors, images):
     predictive = posteriors["mc_dropout"].draw(20, seed=0)
+    predictive.log_probs(images)  # the first time, one image goes through alone, to count what it takes
     seen = []
     hooks = [layer.register_forward_hook(lambda _, args, __: seen.append(len(args[0]))) for layer in predictive.network]
     predictive.log_probs(images)

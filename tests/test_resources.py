@@ -20,7 +20,6 @@ from offmanifold.orchestration.session import Execution, connect
     ("asked", "words"),
     [
         ({"cpus_per_trial": 3}, "a trial asks for 3 CPU, and no machine has that: there is 1 x (2 CPU, 2 GPU, 1 big_memory)"),
-        ({"gpus_per_trial": 3}, "a trial asks for 1 CPU, 3 GPU, and no machine has that: there is 1 x (2 CPU, 2 GPU, 1 big_memory)"),
         (
             {"custom_resources": {"big_memory": 2}},
             "a trial asks for 1 CPU, 2 big_memory, and no machine has that: there is 1 x (2 CPU, 2 GPU, 1 big_memory)",
@@ -35,13 +34,39 @@ def test_a_trial_that_no_machine_has_room_for_is_refused_with_what_there_is(clus
     assert "--cpus-per-trial, --gpus-per-trial, --custom-resources" in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        (
+            {"gpus_per_trial": 3},
+            "a trial asks for 3 x (0.333333 CPU, 1 GPU), and the machines have not: there is 1 x (2 CPU, 2 GPU",
+        ),
+        ({"processes_per_trial": 3, "cpus_per_trial": 3}, "a trial asks for 3 CPU, and no machine has that"),
+    ],
+)
+def test_fewer_gpus_or_cpus_than_a_member_needs_are_said_at_once(cluster, monkeypatch, asked, words):
+    monkeypatch.setattr("offmanifold.orchestration.session.ray.init", lambda **settings: None)  # the cluster's is there
+    monkeypatch.setattr("offmanifold.orchestration.session.ray.shutdown", lambda: None)
+    with connect(Execution(gpus_per_trial=2)):
+        pass
+    with pytest.raises(JobError) as error, connect(Execution(**asked)):
+        raise AssertionError("it was let in")
+    assert str(error.value).startswith(words)
+
+
 def test_what_the_autoscaler_can_start_is_waited_for_and_named_where_it_does_not_do(cluster, monkeypatch, capsys):
     config = autoscaler_pb2.ClusterConfig()  # as the autoscaler reports it
     config.node_group_configs.add(name="gpu-worker", resources={"CPU": 8, "GPU": 4, "memory": 1 << 30}, max_count=3)
     config.node_group_configs.add(name="switched-off", resources={"CPU": 64, "GPU": 8}, max_count=0)
     monkeypatch.setattr(type(ray._private.state.state), "get_cluster_config", lambda self: config)
     check_placement({"CPU": 4, "GPU": 3})
-    assert capsys.readouterr().out == "no machine has 4 CPU, 3 GPU for a trial yet; the autoscaler can start: gpu-worker\n"
+    check_placement({"CPU": 4, "GPU": 1}, processes=6)  # 3 machines for two of them
+    with pytest.raises(JobError, match=r"a trial asks for 7 x \(4 CPU, 1 GPU\), and the machines have not"):
+        check_placement({"CPU": 4, "GPU": 1}, processes=7)
+    assert capsys.readouterr().out.splitlines() == [
+        f"no machine has {wanted} for a trial yet; the autoscaler can start: gpu-worker"
+        for wanted in ("4 CPU, 3 GPU", "6 x (4 CPU, 1 GPU)")
+    ]
     with pytest.raises(
         JobError, match=r"there is 1 x \(2 CPU, 2 GPU, 1 big_memory\); the autoscaler can start gpu-worker \(8 CPU, 4 GPU\)\. Ask for less"
     ):

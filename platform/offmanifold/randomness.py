@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 
@@ -29,6 +30,24 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         yield
+
+
+def processes() -> int:
+    """How many train together (torch.distributed); 1 where there is no such group."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """This process's place among them, from 0."""
+    return dist.get_rank() if processes() > 1 else 0
+
+
+def rows_of_all(rows: int, sample: Callable[[int], Tensor]) -> Tensor:
+    """A sample of ``rows`` rows. Where processes train together (torch.distributed), each draws for all of them and takes its own rows:
+
+    what one process would have drawn, when their generators are equal and their parts of a batch equally large.
+    """
+    return sample(rows * processes())[rank() * rows : (rank() + 1) * rows]
 
 
 def per_image(images: Tensor, seed: int, sample: Callable[[torch.Generator, torch.Size], Tensor]) -> Tensor:

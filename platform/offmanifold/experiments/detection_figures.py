@@ -128,8 +128,8 @@ def scores(attacks: Sequence[Attack], lines: Sequence[Line], of_what: str) -> Fi
     return figure
 
 
-def examples(attacks: Sequence[Attack], models: Mapping[str, str], class_names: Sequence[str], what: str) -> Figure:
-    """Images of the first repetition, attacked by MIM (or the last attack) at the largest epsilon.
+def examples(attacks: Sequence[Attack], models: Mapping[str, str], class_names: Sequence[str], what: str, unit: float = 255.0) -> Figure:
+    """Images of the first repetition, attacked by MIM (or the last attack) at the largest epsilon (in 1 / ``unit`` of a pixel's range).
 
     Original, and for each model the attacked image and what was added, stretched to the whole range.
     """
@@ -151,8 +151,10 @@ def examples(attacks: Sequence[Attack], models: Mapping[str, str], class_names: 
             image, label, before = arrays["attacked_images"][row], arrays[f"{name}/label"][row], arrays["clean_label"][row]
             said = f"{class_names[before]} → {class_names[label]} ({arrays[f'{name}/confidence'][row]:.2f})"
             _show(panels[row][1 + 2 * column], image, f"{models[model] if row == 0 else ''}\n{said}".strip())
-            _show(panels[row][2 + 2 * column], (image - clean) * 255 / epsilon / 2 + 0.5, f"difference (± {epsilon:g})" if row == 0 else "")
-    figure.suptitle(f"{name.upper()} at {epsilon:g}/255, {what}; predicted class, and its probability", fontsize=9)
+            stretched = (image - clean) * unit / epsilon / 2 + 0.5
+            _show(panels[row][2 + 2 * column], stretched, f"difference (± {epsilon:g})" if row == 0 else "")
+    size = f"{epsilon:g}" if unit == 1 else f"{epsilon:g}/{unit:g}"
+    figure.suptitle(f"{name.upper()} at {size}, {what}; predicted class, and its probability", fontsize=9)
     return figure
 
 

@@ -40,8 +40,10 @@ class Attack:
     model: str
     attack: str
     epsilon: float
-    """In units of 1/255."""
+    """In whatever units the experiment has."""
     result: Result
+    images: int = -1
+    """Which test images were attacked, where repetitions may share them: those that do are resampled alike. By default the repetition's."""
 
     def scores(self, detector: str, kept: NDArray[np.bool_] | None = None) -> Scores:
         """What a detector says of the attacked images, and of those that were not attacked."""
@@ -174,8 +176,8 @@ def _interval(name: str, value: float, draws: NDArray[np.float64]) -> dict[str, 
 
 
 def _key(seed: int, attack: Attack) -> int:
-    """The same sources are drawn for all models, attacks and measures of a repetition."""
-    return derive(seed, "sources", attack.repetition)
+    """The same sources are drawn for all models, attacks and measures of the same images."""
+    return derive(seed, "sources", attack.repetition if attack.images < 0 else attack.images)
 
 
 def where(table: pd.DataFrame, **wanted: object) -> pd.DataFrame:

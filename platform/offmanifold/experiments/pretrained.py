@@ -39,7 +39,7 @@ class Config:
     """The network, and what is trained on top of it."""
 
     backbone: str = "resnet50"
-    """Frozen network: resnet50, efficientnet_lite0, oriented_edges (untrained, no download), or timm:NAME for any model of timm."""
+    """Frozen network: resnet50, efficientnet_lite0, vgg13, vgg13_bn, oriented_edges (untrained, no download), or timm:NAME of timm's."""
     weights: str = ""
     """File of its weights (.safetensors, .pth); by default below the data folder, downloaded where that can be."""
     head: transfer.Config = field(default_factory=transfer.Config)

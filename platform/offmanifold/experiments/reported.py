@@ -19,6 +19,7 @@ class Reported:
 
 
 GS_TABLE_1 = "Gal & Smith (2018), table 1"
+GS_TABLE_2 = "Gal & Smith (2018), table 2"
 GS_TABLE_3 = "Gal & Smith (2018), table 3"
 GS_TABLE_4 = "Gal & Smith (2018), table 4"
 SG_TABLE_1 = "Smith & Gal (2018), table 1"
@@ -48,6 +49,15 @@ GARBAGE: dict[str, Reported] = {
     "fgm": Reported(0.60, None, GS_TABLE_3),
 }
 """Attack -> share of garbage images that a dropout LeNet on MNIST is sure of (p > 0.9), of 15 images; untargeted FGM."""
+
+ENSEMBLE_DETECTION: dict[tuple[str, str], Reported] = {
+    ("single", "all"): Reported(0.63, None, GS_TABLE_2),
+    ("single", "successful"): Reported(0.61, None, GS_TABLE_2),
+    ("ensemble", "all"): Reported(0.77, None, GS_TABLE_2),
+    ("ensemble", "successful"): Reported(0.74, None, GS_TABLE_2),
+}
+"""(model, images that count) -> AUC of mutual information as a detector of attacked images. VGG13 with Concrete dropout on cats and dogs,
+one model and an ensemble of five; epsilon 0.2 in L-infinity, by MIM (the table's caption) or by FGM (the text)."""
 
 _SG_1 = {
     # (attack, epsilon): deterministic: entropy, entropy (S), success; MC: entropy, MI, entropy (S), MI (S), success

@@ -2,9 +2,15 @@
 
 from types import ModuleType
 
-from offmanifold.inference import ensemble, hmc, mc_dropout, point
+from offmanifold.inference import concrete_dropout, ensemble, hmc, mc_dropout, point
 from offmanifold.inference.posterior import Posterior
 
-METHODS: dict[str, ModuleType] = {"point": point, "mc_dropout": mc_dropout, "ensemble": ensemble, "hmc": hmc}
+METHODS: dict[str, ModuleType] = {
+    "point": point,
+    "mc_dropout": mc_dropout,
+    "concrete_dropout": concrete_dropout,
+    "ensemble": ensemble,
+    "hmc": hmc,
+}
 
 __all__ = ["METHODS", "Posterior"]

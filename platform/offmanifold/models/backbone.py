@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from offmanifold.randomness import seeded
 
 TIMM = "timm:"
 """Before the name of any model of timm."""
+TORCHVISION = "https://download.pytorch.org/models/"
 FOLDER = "weights"
 """Below the data folder: where weights are looked for, and downloaded to."""
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -95,19 +97,14 @@ def read_weights(name: str, file: str, data_root: Path) -> dict[str, NDArray[Any
         _download(name, wanted, path)
     try:
         found = load_file(path) if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
-        arrays = {key: value.numpy() for key, value in found.items() if key.rpartition(".")[0] != wanted.classifier}
+        arrays = {key: value.numpy() for key, value in found.items() if not key.startswith(f"{wanted.classifier}.")}
     except Exception as error:  # a file of something else makes an unpickler raise anything
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise BackboneError(f"weights {path} cannot be read as tensors, with nothing else in it ({reason})") from error
-    there = {key: tuple(value.shape) for key, value in wanted.build().state_dict().items()}
-    counters = {key: () for key in there if key.endswith("num_batches_tracked")}  # that older files lack, and nothing reads
-    given = counters | {key: tuple(value.shape) for key, value in arrays.items()}
-    if there != given:
-        missing, unknown = sorted(there.keys() - given.keys()), sorted(given.keys() - there.keys())
-        differing = [f"{key} is {given[key]}, not {there[key]}" for key in sorted(there.keys() & given.keys()) if there[key] != given[key]]
-        words = [f"missing: {_few(missing)}"] * bool(missing) + [f"unknown: {_few(unknown)}"] * bool(unknown)
-        words += [f"of another shape: {_few(differing)}"] * bool(differing)
-        raise BackboneError(f"weights {path} are not those of {name} ({'; '.join(words)})")
+    network = wanted.build()
+    counters = {key: value for key, value in network.state_dict().items() if key.endswith("num_batches_tracked")}  # not in older files
+    if wrong := weights.differences(network, counters | arrays):
+        raise BackboneError(f"weights {path} are not those of {name} ({wrong})")
     return arrays
 
 
@@ -143,16 +140,20 @@ def _download(name: str, wanted: Architecture, path: Path) -> None:
         ) from error
 
 
-def _few(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-
-
 def _resnet50() -> nn.Module:
     from torchvision.models import resnet50
 
     network: nn.Module = resnet50()
     network.fc = nn.Identity()
     return network
+
+
+def _vgg13(batch_norm: bool) -> nn.Module:
+    """Its convolutions, without the 120 million weights of the dense layers after them."""
+    from torchvision.models.vgg import cfgs, make_layers
+
+    layers = {"features": make_layers(cfgs["B"], batch_norm=batch_norm), "avgpool": nn.AdaptiveAvgPool2d(7), "flatten": nn.Flatten()}
+    return nn.Sequential(OrderedDict(layers))
 
 
 def _timm_network(name: str, **options: Any) -> nn.Module:
@@ -189,9 +190,7 @@ def _oriented_edges() -> nn.Module:
 
 EDGES = "oriented_edges"
 BACKBONES: dict[str, Architecture] = {
-    "resnet50": Architecture(
-        _resnet50, "fc", *IMAGENET, "resnet50-0676ba61.pth", "https://download.pytorch.org/models/resnet50-0676ba61.pth", "0676ba61"
-    ),
+    "resnet50": Architecture(_resnet50, "fc", *IMAGENET, "resnet50-0676ba61.pth", f"{TORCHVISION}resnet50-0676ba61.pth", "0676ba61"),
     "efficientnet_lite0": Architecture(
         lambda: _timm_network("efficientnet_lite0", bn_eps=1e-3),
         "classifier",
@@ -199,7 +198,23 @@ BACKBONES: dict[str, Architecture] = {
         (128 / 255,) * 3,
         "efficientnet_lite0.safetensors",
     ),
+    "vgg13": Architecture(
+        lambda: _vgg13(False),
+        "classifier",
+        *IMAGENET,
+        "vgg13-19584684.pth",
+        f"{TORCHVISION}vgg13-19584684.pth",
+        "19584684",
+    ),
+    "vgg13_bn": Architecture(
+        lambda: _vgg13(True),
+        "classifier",
+        *IMAGENET,
+        "vgg13_bn-abd245e5.pth",
+        f"{TORCHVISION}vgg13_bn-abd245e5.pth",
+        "abd245e5",
+    ),
     EDGES: Architecture(_oriented_edges, "", (0.5,) * 3, (0.5,) * 3, ""),
 }
 """resnet50: torchvision's ImageNet weights, the first (V1), as of the papers' time. efficientnet_lite0: a quarter of its time on a CPU.
-oriented_edges: never trained."""
+vgg13, vgg13_bn: torchvision's convolutions. oriented_edges: never trained."""

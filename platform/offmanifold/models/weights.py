@@ -23,6 +23,16 @@ def restore(network: Network, arrays: Mapping[str, NDArray[Any]], device: torch.
     return network.eval().requires_grad_(False).to(device)
 
 
+def differences(network: nn.Module, given: Mapping[str, Any]) -> str:
+    """What is wrong with these weights (arrays or tensors) for this network, in words: names and shapes; nothing (``""``)."""
+    there = {name: tuple(value.shape) for name, value in network.state_dict().items()}
+    shapes = {name: tuple(value.shape) for name, value in given.items()}
+    missing, unknown = sorted(there.keys() - shapes.keys()), sorted(shapes.keys() - there.keys())
+    differing = [f"{name} is {shapes[name]}, not {there[name]}" for name in there if name in shapes and there[name] != shapes[name]]
+    words = [f"missing: {_few(missing)}"] * bool(missing) + [f"unknown: {_few(unknown)}"] * bool(unknown)
+    return "; ".join(words + [f"of another shape: {_few(sorted(differing))}"] * bool(differing))
+
+
 def from_vector(network: Network, vector: NDArray[Any], device: torch.device = torch.device("cpu")) -> Network:
     """The network with the weights of this vector (dimension,), in the order of its parameters; otherwise as ``restore`` gives it.
 
@@ -39,3 +49,7 @@ def from_vector(network: Network, vector: NDArray[Any], device: torch.device = t
     network.load_state_dict(arrays, assign=True)
     network.to(memory_format=torch.channels_last)
     return network.eval().requires_grad_(False).to(device)
+
+
+def _few(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

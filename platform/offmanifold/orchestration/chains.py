@@ -42,7 +42,7 @@ def run_chains(plan: Plan[Any], source: "ray.ObjectRef[Data]", execution: Execut
     stage = _Stage(plan, observer, news, scratch)
     actor: Any = ray.remote(Chain).options(
         num_cpus=execution.cpus_per_trial,
-        num_gpus=execution.gpus_per_trial or None,
+        num_gpus=execution.trial["GPU"] or None,
         resources=execution.custom_resources or None,
         max_restarts=-1,
         max_task_retries=-1,

@@ -65,6 +65,11 @@ class StoredCheckpoints:
         self.count += 1
         self.tell(kept=True)
 
+    def segments(self) -> int:
+        """How many there are, whoever kept them."""
+        names = [entry.name.rpartition("/")[2] for entry in self.storage.files(self.place)]
+        return sum(not name.startswith(STATE) for name in names)
+
     def _write(self, name: str, arrays: Arrays) -> None:
         content = save_arrays(arrays)
         self.storage.write(f"{self.place}/{name}", hashlib.sha256(content).digest() + content)

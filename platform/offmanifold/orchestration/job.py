@@ -82,6 +82,12 @@ class Job(Generic[Config]):
         """
         return self._results(stage, self._sweeps_on(on).stage(stage, make, cells), needed)
 
+    def trainings(
+        self, stage: str, make: MakeResumable[SomeCell], cells: Sequence[SomeCell], on: Data | None = None
+    ) -> Mapping[SomeCell, Result]:
+        """The same of networks that train long: each goes on from its last epoch, and several processes may share one."""
+        return self._results(stage, self._sweeps_on(on).trainings(stage, make, cells))
+
     def chains(
         self, stage: str, make: MakeResumable[SomeCell], cells: Sequence[SomeCell], on: Data | None = None
     ) -> Mapping[SomeCell, Result]:

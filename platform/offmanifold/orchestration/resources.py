@@ -17,24 +17,29 @@ M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8
 """Of glibc's mallopt."""
 
 
-def check_placement(trial: Mapping[str, float]) -> None:
-    """``JobError`` where no machine that is there, or that the autoscaler could start, has room for one trial.
+def check_placement(trial: Mapping[str, float], processes: int = 1) -> None:
+    """``JobError`` where the machines that are there, or that the autoscaler could start, have no room for one trial.
+
+    It is on one machine; or of several ``processes``, each of which is, and asks for as much as is given.
 
     Ray would wait for ever. Where a machine must be started first, a line says what is waited for.
     """
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    if any(_fits(trial, node) for node in nodes):
+    there = sum(_fit(trial, node) for node in nodes)
+    if there >= processes:
         return
     groups = _startable()
-    able = [name for name, resources in groups.items() if _fits(trial, resources)]
-    wanted = _words({name: amount for name, amount in trial.items() if amount})
+    able = [name for name, (resources, count) in groups.items() if there + count * _fit(trial, resources) >= processes]
+    asked = _words({name: amount for name, amount in trial.items() if amount})
+    wanted = asked if processes == 1 else f"{processes} x ({asked})"
     if able:
         console.print(f"no machine has {wanted} for a trial yet; the autoscaler can start: {', '.join(able)}")
         return
-    there = ", ".join(f"{count} x ({words})" for words, count in sorted(Counter(_words(node) for node in nodes).items()))
-    could = f"; the autoscaler can start {', '.join(f'{name} ({_words(group)})' for name, group in groups.items())}" if groups else ""
+    have = ", ".join(f"{count} x ({words})" for words, count in sorted(Counter(_words(node) for node in nodes).items()))
+    could = ", ".join(f"{name} ({_words(resources)})" for name, (resources, _) in groups.items())
     raise JobError(
-        f"a trial asks for {wanted}, and no machine has that: there is {there}{could}. Ask for less "
+        f"a trial asks for {wanted}, and {'no machine has that' if processes == 1 else 'the machines have not'}: there is {have}"
+        f"{f'; the autoscaler can start {could}' if could else ''}. Ask for less "
         "(--cpus-per-trial, --gpus-per-trial, --custom-resources), or name another cluster with RAY_ADDRESS"
     )
 
@@ -81,17 +86,18 @@ def release_memory() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
-def _startable() -> dict[str, dict[str, float]]:
-    """Types of machine that the cluster's autoscaler may start -> what one has; empty where there is no autoscaler."""
+def _startable() -> dict[str, tuple[dict[str, float], int]]:
+    """Types of machine that the cluster's autoscaler may start -> what one has, and how many; empty where there is no autoscaler."""
     from ray._private.state import state  # the only place that tells
 
     config = state.get_cluster_config()
     groups = config.node_group_configs if config else []
-    return {group.name: dict(group.resources) for group in groups if group.max_count}
+    return {group.name: (dict(group.resources), group.max_count) for group in groups if group.max_count}
 
 
-def _fits(trial: Mapping[str, float], node: Mapping[str, float]) -> bool:
-    return all(amount <= node.get(name, 0) for name, amount in trial.items())
+def _fit(trial: Mapping[str, float], node: Mapping[str, float]) -> int:
+    """How many find room on a machine."""
+    return min((int(node.get(name, 0) / amount + 1e-9) for name, amount in trial.items() if amount), default=1)
 
 
 def _words(resources: Mapping[str, float]) -> str:

@@ -27,7 +27,9 @@ class Execution:
     cpus_per_trial: float = 1
     """CPU cores a trial is given; torch uses as many threads."""
     gpus_per_trial: float = 0
-    """GPUs a trial is given; a fraction shares one between trials."""
+    """GPUs a trial is given; a fraction shares one between trials. More than one serve networks that processes train together."""
+    processes_per_trial: int = 0
+    """Processes that train one network together, where a job's networks are such, and share its trial's CPUs; 0: one for each GPU."""
     custom_resources: dict[str, float] = field(default_factory=dict)
     """Other resources of the cluster that a trial is given, by name: ``--custom-resources big_memory 1``."""
     workers: int | None = None
@@ -50,13 +52,28 @@ class Execution:
             raise ValueError(f"custom_resources must be above 0, not {self.custom_resources}")
         if self.gpus_per_trial > 1 and self.gpus_per_trial % 1:
             raise ValueError(f"gpus_per_trial must be a share of one GPU or whole GPUs, not {self.gpus_per_trial:g}")
+        if self.processes_per_trial < 0 or (self.gpus_per_trial and self.processes_per_trial not in (0, self.processes)):
+            raise ValueError(
+                f"processes_per_trial must be at least 0, and with GPUs one for each: not {self.processes_per_trial} with "
+                f"gpus_per_trial {self.gpus_per_trial:g}"
+            )
         if not re.fullmatch(r"(\w[\w.-]*)?", self.name):
             raise ValueError(f"name {self.name!r} must be of letters, digits, '-', '_' and '.': it names a folder")
 
     @property
     def trial(self) -> dict[str, float]:
-        """What one trial asks of Ray."""
-        return {"CPU": self.cpus_per_trial, "GPU": self.gpus_per_trial, **self.custom_resources}
+        """What one trial asks of Ray, if it is one process."""
+        return {"CPU": self.cpus_per_trial, "GPU": min(1, self.gpus_per_trial), **self.custom_resources}
+
+    @property
+    def processes(self) -> int:
+        """Of a trial that several may share."""
+        return max(1, int(self.gpus_per_trial)) if self.gpus_per_trial or not self.processes_per_trial else self.processes_per_trial
+
+    @property
+    def process(self) -> dict[str, float]:
+        """What each of them asks of Ray."""
+        return {**self.trial, "CPU": self.cpus_per_trial / self.processes}
 
 
 @contextmanager
@@ -80,6 +97,8 @@ def connect(execution: Execution) -> Iterator[None]:
         ray.init(address="local", include_dashboard=False, **quiet)
     try:
         check_placement(execution.trial)
+        if execution.processes > 1:
+            check_placement(execution.process, execution.processes)
         yield
     finally:
         ray.shutdown()

@@ -160,7 +160,7 @@ def _write_shards(
         compute=ray.data.ActorPoolStrategy(size=max(1, min(len(todo) // SHARDS_AN_ACTOR, execution.workers or _room(execution)))),
         fn_constructor_args=(make, storage, execution.cpus_per_trial),
         num_cpus=execution.cpus_per_trial,
-        num_gpus=execution.gpus_per_trial or None,
+        num_gpus=execution.trial["GPU"] or None,
         resources=execution.custom_resources or None,
     )
     written: dict[str, dict[str, Any]] = {}

@@ -16,6 +16,7 @@ from offmanifold.orchestration.artifacts import Artifacts
 from offmanifold.orchestration.chains import run_chains
 from offmanifold.orchestration.display import SweepDisplay, console
 from offmanifold.orchestration.errors import StorageError
+from offmanifold.orchestration.group import Group
 from offmanifold.orchestration.observer import Observer
 from offmanifold.orchestration.runs import RunFolder
 from offmanifold.orchestration.session import Execution
@@ -80,13 +81,19 @@ class Sweeps:
 
         ``StorageError`` where no result can be kept at all.
         """
-        return self._stage(stage, make, cells, resumable=False)
+        return self._stage(stage, make, cells, run_trials)
+
+    def trainings(self, stage: str, make: MakeResumable[SomeCell], cells: Sequence[SomeCell]) -> Outcome:
+        """The same of networks that keep what they have after each epoch: trials, that several processes may share."""
+        return self._stage(stage, make, cells, run_trials, resumable=True)
 
     def chains(self, stage: str, make: MakeResumable[SomeCell], cells: Sequence[SomeCell]) -> Outcome:
         """The same of cells that take long and keep what they have: each is an actor that outlives its machine."""
-        return self._stage(stage, make, cells, resumable=True)
+        return self._stage(stage, make, cells, run_chains, resumable=True)
 
-    def _stage(self, stage: str, make: Callable[..., Result], cells: Sequence[SomeCell], resumable: bool) -> Outcome:
+    def _stage(
+        self, stage: str, make: Callable[..., Result], cells: Sequence[SomeCell], run: Callable[..., None], resumable: bool = False
+    ) -> Outcome:
         logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # a trial's traceback is in its folder, its error in our summary
         _check_names(stage, cells)
         self.folder.refer(stage, [recipe_key(cell, self.fingerprint) for cell in cells])
@@ -109,12 +116,11 @@ class Sweeps:
                 observer.found(cell, self.artifacts.metrics(cell, self.fingerprint), by_this_run)
         try:
             if wanted:
-                cpus, run = self.execution.cpus_per_trial, self.folder.name
-                plan = Plan(make, wanted, self.fingerprint, self.artifacts, cpus, run, resumable)
-                if resumable:
-                    run_chains(plan, self.source, self.execution, observer, self.scratch)
-                else:
-                    run_trials(plan, self.source, self.execution, observer, self.scratch)
+                plan = Plan(make, wanted, self.fingerprint, self.artifacts, self.execution.cpus_per_trial, self.folder.name, resumable)
+                if resumable and run is run_trials and self.execution.processes > 1:
+                    group = Group(self.execution.processes, self.execution.process, f"{self.scratch}/processes")
+                    plan = replace(plan, group=group)
+                run(plan, self.source, self.execution, observer, self.scratch)
         finally:
             display.close()
             observer.close()

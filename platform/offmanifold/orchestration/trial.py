@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Generic, Protocol, TypeVar
 
 import torch
@@ -11,10 +11,11 @@ from offmanifold.data import Data
 from offmanifold.orchestration.artifacts import Artifacts
 from offmanifold.orchestration.checkpoints import StoredCheckpoints
 from offmanifold.orchestration.errors import StorageError
+from offmanifold.orchestration.group import Group, make_together
 from offmanifold.orchestration.provenance import versions
-from offmanifold.orchestration.resources import keep_memory, release_memory, take_resources
+from offmanifold.orchestration.resources import release_memory, take_resources
 from offmanifold.progress import Checkpoints, Progress
-from offmanifold.result import Cell, Result, SomeCell
+from offmanifold.result import Cell, Result, SomeCell, recipe_key
 
 Cell_contra = TypeVar("Cell_contra", bound=Cell, contravariant=True)
 
@@ -59,6 +60,8 @@ class Plan(Generic[SomeCell]):
     run: str
     """The run that the results are made for."""
     resumable: bool = False
+    group: Group | None = None
+    """Where several processes make a cell together; it is resumable then."""
 
 
 def work(plan: Plan[Any], index: int, source: Data, tell: Callable[[dict[str, Any]], None]) -> None:
@@ -69,8 +72,6 @@ def work(plan: Plan[Any], index: int, source: Data, tell: Callable[[dict[str, An
     """
     cell = plan.cells[index]
     device = take_resources(plan.cpus)
-    if not plan.resumable:
-        keep_memory()
     due = 0.0
     news: list[tuple[int, dict[str, float], str]] = []
 
@@ -92,6 +93,11 @@ def work(plan: Plan[Any], index: int, source: Data, tell: Callable[[dict[str, An
         if not plan.resumable:
             return plan.make(cell, source, inputs, device, progress)
         checkpoints = StoredCheckpoints.of(cell, plan.fingerprint, plan.artifacts.storage, report)
+        if plan.group is not None:
+            group = replace(plan.group, scratch=f"{plan.group.scratch}/{recipe_key(cell, plan.fingerprint)}")
+            result, by = make_together(plan.make, cell, source, inputs, group, checkpoints, report, progress)
+            made.update(by)
+            return result
         return plan.make(cell, source, inputs, device, progress, checkpoints)
 
     made = {"run": plan.run, "device": str(device), "threads": str(torch.get_num_threads()), **versions()}
@@ -103,5 +109,8 @@ def work(plan: Plan[Any], index: int, source: Data, tell: Callable[[dict[str, An
         report(found=found)
     except StorageError as error:
         report(storage=str(error))
+    except Exception:
+        report()  # what it said last
+        raise
     finally:
         release_memory()  # the worker's next trial starts with the memory of the first

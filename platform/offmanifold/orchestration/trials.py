@@ -3,6 +3,8 @@
 import signal
 import threading
 import time
+import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +13,10 @@ from ray import cloudpickle, tune
 from ray.tune.experiment import Trial
 
 from offmanifold.data import Data
+from offmanifold.inference.sgd import TrainingFailed
 from offmanifold.orchestration.errors import StorageError, first_line
 from offmanifold.orchestration.observer import Observer
+from offmanifold.orchestration.resources import keep_memory
 from offmanifold.orchestration.session import Execution
 from offmanifold.orchestration.trial import Plan, work
 from offmanifold.result import Cell
@@ -23,8 +27,10 @@ def run_trials(plan: Plan[Any], source: "ray.ObjectRef[Data]", execution: Execut
     storage = plan.artifacts.storage
     filesystem, root = storage.arrow()
     name = f"{observer.stage}-{time.strftime('%Y%m%d-%H%M%S')}"
-    resources = {"cpu": execution.cpus_per_trial, "gpu": execution.gpus_per_trial, **execution.custom_resources}
-    listener = _Listener(observer)
+    resources = {"cpu": execution.cpus_per_trial, "gpu": execution.trial["GPU"], **execution.custom_resources}
+    if plan.group is not None:
+        resources = {"cpu": 0, "memory": 1}  # its processes have the others; of nothing, Tune makes no trial
+    listener = _Listener(observer, lambda file, text: storage.write(f"{scratch}/{name}/{file}", text.encode()))
     interrupt = signal.getsignal(signal.SIGINT) if threading.current_thread() is threading.main_thread() else None
     try:
         tune.Tuner(
@@ -51,14 +57,18 @@ def run_trials(plan: Plan[Any], source: "ray.ObjectRef[Data]", execution: Execut
 
 
 def _trial(params: dict[str, int], plan: Plan[Cell], source: Data) -> None:
-    work(plan, params["cell"], source, tune.report)
+    keep_memory()
+    try:
+        work(plan, params["cell"], source, tune.report)
+    except TrainingFailed as error:  # it would fail again
+        tune.report({"failed": f"{type(error).__name__}: {error}", "traceback": traceback.format_exc()})
 
 
 class _Listener(tune.Callback, tune.Stopper):
     """Tune's callback, and its stopper: where one trial finds that nothing can be stored, the others need not try."""
 
-    def __init__(self, observer: Observer) -> None:
-        self.observer = observer
+    def __init__(self, observer: Observer, keep: Callable[[str, str], None]) -> None:
+        self.observer, self.keep = observer, keep
         self.tracebacks = False
         """Has a trial failed, be it that a retry did not?"""
 
@@ -77,10 +87,15 @@ class _Listener(tune.Callback, tune.Stopper):
 
     def on_trial_result(self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any) -> None:
         self.observer.hears(self._cell(trial), result)
+        if "failed" in result:
+            self.tracebacks = True
+            self.keep(f"{self._cell(trial).name}/error.txt", result["traceback"])
+            self.observer.fails(self._cell(trial), result["failed"])
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        if not self.observer.storage_error:  # stopped, not done: its run is ended with the stage
-            self.observer.completes(self._cell(trial))
+        cell = self._cell(trial)
+        if not self.observer.storage_error and cell.name not in self.observer.failures:  # stopped, not done: its run ends with the stage
+            self.observer.completes(cell)
 
     def on_trial_recover(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         self.tracebacks = True
