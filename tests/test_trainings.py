@@ -18,6 +18,7 @@ from offmanifold.models import vgg, weights
 from offmanifold.orchestration.artifacts import Artifacts
 from offmanifold.orchestration.storage import Storage
 from offmanifold.orchestration.tracking import Tracking
+from offmanifold.progress import Memory, silent
 from offmanifold.randomness import processes, rank
 from offmanifold.result import Result
 
@@ -92,16 +93,17 @@ def test_a_member_that_is_killed_in_an_epoch_goes_on_from_the_last_and_the_other
 
 def test_two_processes_learn_what_one_does_with_the_same_batches_also_after_one_is_killed(bench, digits, tmp_path):
     """Batch norm, masks, crops and gradients are those of the whole batch; float sums are grouped otherwise."""
-    alone, _ = bench.sweep(train, [Trained(0)], digits, kind="trainings", cpus_per_trial=1)
-    killed = Trained(0, dies_at="epoch 2 of 3, step 1", mark=str(tmp_path / "died"))
+    slow = replace(TINY, training=replace(TINY.training, learning_rate=5e-4))  # steps of Adam's size amplify rounding
+    one = train(Trained(0, slow), digits, [], torch.device("cpu"), silent, Memory())
+    killed = Trained(0, slow, dies_at="epoch 2 of 3, step 1", mark=str(tmp_path / "died"))
     together, run = bench.sweep(train, [killed], digits, kind="trainings", cpus_per_trial=2, processes_per_trial=2)
-    (one,), (two,) = alone.results.values(), together.results.values()
+    (two,) = together.results.values()
     assert one.table["processes"].unique().tolist() == [1]
     assert two.table["processes"].unique().tolist() == [2]
     assert two.table["threads"].unique().tolist() == [1]
     assert two.table["begun"].unique().tolist() == [1]
     for column in ("train_loss", "penalty", "validation_loss"):
-        assert two.table[column].to_numpy() == pytest.approx(one.table[column].to_numpy(), rel=2e-3)
+        assert two.table[column].to_numpy() == pytest.approx(one.table[column].to_numpy(), rel=5e-4)
     assert np.corrcoef(vector(one), vector(two))[0, 1] > 0.999
     child = run.children("stage")["member 0"]
     assert "retries" not in child.data.tags  # it got on: its processes were begun again, not the trial
