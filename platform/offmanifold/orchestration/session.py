@@ -22,7 +22,7 @@ def default_storage() -> str:
 
 @dataclass(frozen=True)
 class Execution:
-    """How a job is executed. None of this changes a result, but for CPUs a trial (float sums are grouped by thread)."""
+    """How a job is executed. None of this changes a result, but for CPUs and processes a trial, by rounding: how sums are grouped."""
 
     cpus_per_trial: float = 1
     """CPU cores a trial is given; torch uses as many threads."""
