@@ -1,4 +1,4 @@
-"""Two jobs on photographs, one after the other: the first writes the shards, the second finds them."""
+"""Jobs on photographs, one after the other: the first writes the shards, the others find them."""
 
 import pandas as pd
 import pytest
@@ -10,6 +10,7 @@ SHAPES = "quick --to STORAGE/shapes --shard-files 250 --image-size 32 --name tin
 JOBS = [
     f"jobs/shard_cats_dogs.py {SHAPES}",
     f"jobs/detect_cats_dogs_pretrained.py {SHAPES} --attacks fgm --epsilons 5 --step-sizes 1 --repetitions 1 --attacked-images 10",
+    f"jobs/detect_cats_dogs_vgg.py {SHAPES} --epochs 2 --attacked-images 10 --attacks fgm --attack-draws 4 --judge-draws 4",
 ]
 
 
@@ -36,3 +37,17 @@ def test_the_second_finds_them_and_its_tables_and_figures_are_in_mlflow(done):
     rows = pd.read_parquet(storage / "runs" / "detect_cats_dogs_pretrained" / "tiny" / "detectors.parquet")
     assert rows[rows["measure"] == "predictive_entropy"]["auc"].notna().any()
     assert "generated shapes, 32 x 32, seen by oriented_edges" in said
+
+
+@pytest.mark.timeout(620)
+def test_so_does_the_third_which_trains_members_and_compares_their_ensemble_with_each(done):
+    storage, said = done
+    assert said.count("shards: 2 found, in") == 2
+    for stage, made in (("train", 2), ("test", 3), ("attack", 3)):
+        assert f"{stage}: {made} made, 0 found, 0 failed" in said
+    drawn = {"figure_12_examples", "figure_13_roc", "precision_recall", "auc", "scores", "training"}
+    there = files_of(storage, "detect_cats_dogs_vgg")
+    assert {f"{name}.{ending}" for name in drawn for ending in ("png", "pdf")} | {"detectors.parquet", "gaps.parquet"} <= there
+    rows = pd.read_parquet(storage / "runs" / "detect_cats_dogs_vgg" / "tiny" / "training.parquet")
+    assert sorted(rows["member"].unique()) == ["member 0", "member 1"]
+    assert "generated shapes, 32 x 32, VGG13 x 0.125" in said

@@ -31,8 +31,9 @@ class Line(NamedTuple):
     colour: str
 
 
-def curves(attacks: Sequence[Attack], lines: Sequence[Line], kind: str, of_what: str) -> Figure:
-    """ROC (``roc``) or precision-recall (``precision``) curves: a panel an attack and epsilon, means over repetitions (thin: each).
+def curves(attacks: Sequence[Attack], lines: Sequence[Line], kind: str, of_what: str, each: str = "repetition") -> Figure:
+    """ROC (``roc``) or precision-recall (``precision``) curves: a panel an attack and epsilon, means over repetitions (thin: each; what a
+    repetition is called: ``each``).
 
     Solid: all attacked images; dashed: those whose label changed.
     """
@@ -61,7 +62,7 @@ def curves(attacks: Sequence[Attack], lines: Sequence[Line], kind: str, of_what:
         axes.label_outer()
     _legend(figure, next(iter(grid.values())))
     figure.suptitle(
-        f"{of_what}\nthin: each repetition; (S): attacks that changed the label; dotted: a score that says nothing (of all)", fontsize=9
+        f"{of_what}\nthin: each {each}; (S): attacks that changed the label; dotted: a score that says nothing (of all)", fontsize=9
     )
     return figure
 

@@ -85,8 +85,8 @@ def summarise(
         },
         figures={
             "figure_12_examples": _examples(attacks, about),
-            "figure_13_roc": detection_figures.curves(attacks, vgg_figures.LINES[:2], "roc", of_what),
-            "precision_recall": detection_figures.curves(attacks, vgg_figures.LINES[:2], "precision", of_what),
+            "figure_13_roc": detection_figures.curves(attacks, vgg_figures.LINES[:2], "roc", of_what, "member"),
+            "precision_recall": detection_figures.curves(attacks, vgg_figures.LINES[:2], "precision", of_what, "member"),
             "scores": detection_figures.scores(attacks, vgg_figures.LINES, of_what),
             "auc": vgg_figures.auc(detectors, summary, about.reported, of_what),
             "training": vgg_figures.training(histories, about.what),
