@@ -41,7 +41,7 @@ def test_a_trial_that_no_machine_has_room_for_is_refused_with_what_there_is(clus
             {"gpus_per_trial": 3},
             "a trial asks for 3 x (0.333333 CPU, 1 GPU), and the machines have not: there is 1 x (2 CPU, 2 GPU",
         ),
-        ({"processes_per_trial": 3, "cpus_per_trial": 3}, "a trial asks for 3 CPU, and no machine has that"),
+        ({"processes_per_trial": 3, "cpus_per_trial": 3}, "a trial asks for 3 x (1 CPU), and the machines have not"),
     ],
 )
 def test_fewer_gpus_or_cpus_than_a_member_needs_are_said_at_once(cluster, monkeypatch, asked, words):

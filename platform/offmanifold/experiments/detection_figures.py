@@ -155,7 +155,7 @@ def examples(attacks: Sequence[Attack], models: Mapping[str, str], class_names: 
             stretched = (image - clean) * unit / epsilon / 2 + 0.5
             _show(panels[row][2 + 2 * column], stretched, f"difference (± {epsilon:g})" if row == 0 else "")
     size = f"{epsilon:g}" if unit == 1 else f"{epsilon:g}/{unit:g}"
-    figure.suptitle(f"{name.upper()} at {size}, {what}; predicted class, and its probability", fontsize=9)
+    figure.suptitle(f"{name.upper()} at epsilon {size}, {what}; predicted class, and its probability", fontsize=9)
     return figure
 
 

@@ -27,6 +27,8 @@ def sentences(
     summary: Table, gaps: Table, results: Mapping[tuple[str, str], Result], clean: Mapping[str, Result], histories: Mapping[str, Table]
 ) -> list[str]:
     """Of tables as ``detection_table`` makes them; judgements and clean answers of each model; and the members' training."""
+    if len({model for model, _ in results} - {ENSEMBLE}) == 1:
+        return ["One member alone could be trained: there is no ensemble, and nothing to compare."]
     said = [*_better(gaps), *_useful(summary), *_fooled(results), *_accuracy(clean), *_again(histories)]
     return [sentence for sentence in said if sentence]
 
@@ -58,7 +60,7 @@ def _useful(summary: Table) -> list[str]:
 def _fooled(results: Mapping[tuple[str, str], Result]) -> list[str]:
     """Is the ensemble's label changed less often?  Over members (Student's) and, paired, over images: the wider."""
     words = []
-    for attack in dict.fromkeys(attack for _, attack in results):
+    for attack in sorted({attack for _, attack in results}):
         changed = {
             model: result.arrays[f"{attack}/label"] != result.arrays["clean_label"]
             for (model, of), result in results.items()
@@ -89,6 +91,8 @@ def _again(histories: Mapping[str, Table]) -> list[str]:
 def _difference(ensemble: np.ndarray, singles: np.ndarray, more: str, less: str) -> str:
     """Of shares: of images (n,), and of members' (members, n); ``-0.050 [-0.080, -0.020], less``."""
     change = ensemble - singles
+    if not change.any():
+        return "equal on all images"
     of_images = bootstrap(lambda rows: float(change[:, rows].mean()), change.shape[1])
     ends = np.array([of_images, t_interval(list(change.mean(axis=1)))])
     low, high = max(-1.0, np.nanmin(ends)), min(1.0, np.nanmax(ends))

@@ -23,7 +23,7 @@ COLOURS = {SINGLE: "tab:orange", ENSEMBLE: "tab:blue"}
 
 def auc(detectors: pd.DataFrame, summary: pd.DataFrame, reported: bool, of_what: str) -> Figure:
     """AUC of every detector with its interval, a panel an attack: each member, their mean, the ensemble; crosses: reported."""
-    attacks = list(dict.fromkeys(summary["attack"]))
+    attacks = list(dict.fromkeys(detectors["attack"]))
     figure = Figure(figsize=(10, 3.6 * len(attacks) + 0.8), layout="constrained")
     places = np.arange(len(DETECTORS))
     for axes, attack in zip(figure.subplots(len(attacks), 1, squeeze=False, sharex=True)[:, 0], attacks, strict=True):
@@ -61,7 +61,7 @@ def training(histories: Mapping[str, pd.DataFrame], what: str) -> Figure:
         for column in (column for column in history.columns if column.startswith("rate_")):
             shade = 0.25 + 0.75 * int(column.split("_")[1]) / 10
             rates.plot(history["epoch"], history[column], color=colour, alpha=shade, linewidth=1)
-    losses.set(ylabel="cross-entropy (nats)", title="dotted: training, with dropout; solid: validation, without")
+    losses.set(yscale="log", ylabel="cross-entropy (nats)", title="dotted: training, with dropout; solid: validation, without")
     accuracy.set(ylabel="validation accuracy, without dropout")
     rates.set(ylabel="learnt dropout rate", ylim=(0, None), title="from the first convolution (pale) to the last")
     for axes in (losses, accuracy, rates):

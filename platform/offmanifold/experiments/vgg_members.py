@@ -49,7 +49,7 @@ class Config:
         if self.weights and not self.pretrained:
             raise ValueError("weights are named but not used: add --pretrained True")
         if self.pretrained and self.member.network.width != 1:
-            raise ValueError(f"pretrained weights are of width 1, not {self.member.network.width:g}")
+            raise ValueError(f"pretrained weights are of width 1, not {self.member.network.width:g}: add --width 1")
 
 
 @dataclass(frozen=True)

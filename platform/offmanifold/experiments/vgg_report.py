@@ -57,6 +57,8 @@ def summarise(
     success = detection_table.success(attacks)
     images = int(detectors[detectors["of"] == ALL]["positives"].iloc[0])
     members = len({model for model, _ in results} - {ENSEMBLE})
+    if members == 1:  # no mean of members, and no spread
+        summary = summary[summary["model"] != SINGLE]
     of_what = f"{about.what}, {members} members; {images} test images, {about.judging.judge_draws} draws, epsilon {about.epsilon:g}"
     gs = "GS table 2, " if about.reported else ""
     histories = {name: result.table for name, result in trained.items()}
@@ -67,7 +69,7 @@ def summarise(
         "AUC of every detector, all attacked images": _measures(summary, ALL),
         "AUC of every detector (S), attacks that changed the label": _measures(summary, SUCCESSFUL),
         "Mean mutual information (nats) of clean test images, by so many draws": _draws(clean),
-        "Attacks, Gaussian noise of their L2 norm, random signs of their epsilon: shares of labels changed": _success(success),
+        "Attacks, Gaussian noise of their L2 norm, random signs of their epsilon, and what they change": _success(success),
         "Learnt dropout rates, before each convolution": _rates(histories),
     }
     return Report(
@@ -150,7 +152,10 @@ def _notes(about: About, members: int) -> list[str]:
         "Negatives: each source image, clean and with Gaussian noise of the attack's own L2 norm on that model. Positives: its attacked "
         "version; (S): where the attack changed the model's label; both: where it did on both models that are compared.",
         "low_...: the same score turned round: an image is called attacked where there is little of it.",
-        "Each interval by itself: of twenty such statements one errs by chance.",
+        "Each interval by itself: of twenty such statements about one errs by chance. One of no width: all resamples agree; a bootstrap of "
+        "n images cannot see what happens in fewer than about 3 of them.",
+        f"Shares of images: changed, the label is another than the clean image's; wrong, than the truth; confident, changed with "
+        f"p > {judging.sure_above:g}; zero gradients, of all steps. l2, linf: mean size, pixels in [0, 1].",
         "Learnt rates answer to the data and to Concrete dropout's entropy term: with batch norm, the weights' own scale means nothing.",
     ]
     if left := judging.judge_draws % members:
@@ -158,7 +163,10 @@ def _notes(about: About, members: int) -> list[str]:
             f"{judging.judge_draws} draws are not spread evenly over {members} members: {left} of them have one more, chosen by the seed."
         )
     if members < about.members:
-        said.append(f"{about.members} members were asked for: the ensemble is of the {members} that could be trained.")
+        rest = f"the ensemble is of the {members} that could be trained" if members > 1 else "one could be trained, so there is no ensemble"
+        said.append(f"{about.members} members were asked for: {rest}.")
+    if members in (2, 3):
+        said.append(f"Student's over {members} members decides almost nothing: it has {members - 1} degree(s) of freedom.")
     if about.reported:
         said.append("GS: the paper. Its table 2 is of MIM by its caption, of FGM by the text: its figures stand beside both.")
     return said
@@ -189,7 +197,7 @@ def _members(clean: Mapping[str, Result], histories: Mapping[str, Table]) -> Tab
 
 
 def _table_2(detectors: Table, summary: Table, reported: bool) -> Table:
-    attacks = list(dict.fromkeys(summary["attack"]))
+    attacks = list(dict.fromkeys(detectors["attack"]))
     by_member = where(detectors, measure=INFORMATION, model=SINGLE)
     rows = {f"member {index}": where(by_member, repetition=index) for index in sorted(by_member["repetition"].unique())}
     rows |= {NAMES[model]: where(summary, measure=INFORMATION, model=model) for model in (SINGLE, ENSEMBLE)}

@@ -84,7 +84,7 @@ def train(
                 progress,
                 _OfAttempt(kept, attempt, segments if attempt == begun else [], state),
             )
-        except epochwise.OtherNetwork:
+        except epochwise.Unfit:
             raise
         except TrainingFailed as error:
             failures.append(str(error))
@@ -92,7 +92,7 @@ def train(
             progress(0, {"diverged": attempt + 1.0}, f"{error}{again}")
             continue
         return network, history.assign(attempt=attempt)
-    raise TrainingFailed(f"{'; '.join(failures)} ({ATTEMPTS} seeds were tried)")
+    raise TrainingFailed(f"{'; '.join(dict.fromkeys(failures))} ({ATTEMPTS} seeds were tried)")
 
 
 @dataclass(frozen=True)

@@ -68,8 +68,8 @@ class Config:
             raise ValueError(f"weight_decay must be at least 0, not {self.weight_decay}")
 
 
-class OtherNetwork(TrainingFailed):
-    """What was kept is of another network; the message says what differs."""
+class Unfit(TrainingFailed):
+    """What was asked for cannot be trained from any seed: the data, the processes or what was kept do not fit; the message says why."""
 
 
 def train(
@@ -88,8 +88,9 @@ def train(
     penalty, validation loss and accuracy (without), the rate of each Concrete dropout site, from the input on, and whether it was in
     bfloat16.
 
-    ``TrainingFailed`` where a loss is no number any more, a batch is larger than the data or cannot be divided among the processes, or a
-    checkpoint is of another network (``OtherNetwork``). Processes that train together (torch.distributed) must read equal checkpoints.
+    ``TrainingFailed`` where a loss is no number any more; ``Unfit`` where a batch is larger than the data or cannot be divided among the
+    processes, there is nothing to validate on, or a checkpoint is of another network. Processes that train together (torch.distributed)
+    must read equal checkpoints.
     """
     _check(data, config)
     network.to(device)
@@ -200,7 +201,7 @@ class _Course:
             kind, _, rest = name.partition("/")
             of[kind][rest] = torch.from_numpy(value.copy())
         if wrong := weights.differences(self.network, of["network"]):
-            raise OtherNetwork(f"the checkpoint is of another network ({wrong}): remove it, or train the network that it is of")
+            raise Unfit(f"the checkpoint is of another network ({wrong}): remove it, or train the network that it is of")
         self.network.load_state_dict(of["network"])
         device = next(self.network.parameters()).device
         self.best = {name: value.to(device) for name, value in of["best"].items()}
@@ -214,13 +215,11 @@ class _Course:
 
 def _check(data: tuple[Dataset, Dataset], config: Config) -> None:
     if config.train_batch_size > len(data[0]):
-        raise TrainingFailed(
-            f"train_batch_size {config.train_batch_size} is more than the {len(data[0])} training images of {data[0].name}"
-        )
+        raise Unfit(f"train_batch_size {config.train_batch_size} is more than the {len(data[0])} training images of {data[0].name}")
     if config.train_batch_size % processes():
-        raise TrainingFailed(f"train_batch_size {config.train_batch_size} cannot be divided evenly among {processes()} processes")
+        raise Unfit(f"train_batch_size {config.train_batch_size} cannot be divided evenly among {processes()} processes")
     if not len(data[1]):
-        raise TrainingFailed(f"{data[1].name} has no validation images: they decide which epoch is kept")
+        raise Unfit(f"{data[1].name} has no validation images: they decide which epoch is kept")
 
 
 def _batches(images: int, size: int, order: torch.Generator) -> Iterator[Tensor]:

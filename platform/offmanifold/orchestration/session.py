@@ -96,9 +96,9 @@ def connect(execution: Execution) -> Iterator[None]:
     else:
         ray.init(address="local", include_dashboard=False, **quiet)
     try:
-        check_placement(execution.trial)
         if execution.processes > 1:
             check_placement(execution.process, execution.processes)
+        check_placement(execution.trial)
         yield
     finally:
         ray.shutdown()
