@@ -53,7 +53,7 @@ def main(plan_file, root, storage_root):
     threading.Thread(target=kill_the_busy_node, args=(cluster, nodes, storage_root), daemon=True).start()
     storage = Storage.open(storage_root)
     bench = Bench(Artifacts(storage), Tracking.open("", storage, "chains"))
-    outcome, _ = bench.sweep(add_up_slowly, [Summed(0)], data.load("digits"), resumable=True)
+    outcome, _ = bench.sweep(add_up_slowly, [Summed(0)], data.load("digits"), kind="chains")
     (result,) = outcome.results.values()
     said |= {"added": result.table["added"].tolist(), "processes": result.table["process"].nunique()}
     print(json.dumps({**said, "nodes": sum(node["Alive"] for node in ray.nodes())}))
