@@ -28,6 +28,8 @@ DETECTORS = {measure: (measure, 1.0) for measure in MEASURES} | {
 """Name -> (measure, sign): the more of it, the likelier an attack; turned round: the less. Chosen beforehand, not by the data."""
 ALL, SUCCESSFUL, BOTH = "all", "successful", "successful on both"
 """Attacked images that count: all; those whose label changed (the paper's S); on both models, where two are compared."""
+NONE = "-"
+"""Where no attack succeeded."""
 CELL = ["attack", "epsilon"]
 PLACE = ["model", *CELL, "measure", "of"]
 
@@ -185,6 +187,18 @@ def where(table: pd.DataFrame, **wanted: object) -> pd.DataFrame:
     for name, value in wanted.items():
         table = table[table[name] == value]
     return table
+
+
+def bracket(low: float, high: float, sign: str = "", digits: int = 3) -> str:
+    """`` [0.123, 0.456]``; nothing where there is no interval."""
+    return "" if np.isnan(low) else f" [{low:{sign}.{digits}f}, {high:{sign}.{digits}f}]"
+
+
+def text(row: pd.Series, name: str, sign: str = "") -> str:
+    """``0.700 [0.650, 0.750]``, of columns NAME, NAME_low and NAME_high; a dash where nothing was to be found."""
+    if not np.isfinite(row[name]):
+        return NONE if row.get("positives") == 0 else "n/a"
+    return f"{row[name]:{sign}.3f}{bracket(row[f'{name}_low'], row[f'{name}_high'], sign)}"
 
 
 def curves(attacks: Sequence[Attack], measure: str, successful: bool, rates: NDArray[np.float64]) -> Mapping[str, NDArray[np.float64]]:

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from offmanifold.evaluation.intervals import bootstrap, t_interval
-from offmanifold.experiments.detection_table import ALL, BOTH, CELL, SUCCESSFUL, Detector, where
+from offmanifold.experiments.detection_table import ALL, BOTH, CELL, SUCCESSFUL, Detector, bracket, where
 from offmanifold.experiments.pretrained import MODELS
 from offmanifold.result import Result
 
@@ -32,11 +32,6 @@ def sentences(detectors: Table, summary: Table, gaps: Table, success: Table, cle
     """Of tables as ``detection_table`` makes them, and of what each head says of the clean test images."""
     said = [*_useful(summary), *_better(gaps), *_hardest(detectors), *_as_often(success), *([accuracy(clean)] if clean else [])]
     return [sentence for sentence in said if sentence]
-
-
-def bracket(low: float, high: float, sign: str = "", digits: int = 3) -> str:
-    """`` [0.123, 0.456]``; nothing where there is no interval."""
-    return "" if np.isnan(low) else f" [{low:{sign}.{digits}f}, {high:{sign}.{digits}f}]"
 
 
 def accuracy(clean: Sequence[Result]) -> str:

@@ -10,7 +10,7 @@ from offmanifold.evaluation.intervals import wilson
 from offmanifold.experiments import detection_figures as figures
 from offmanifold.experiments import detection_table
 from offmanifold.experiments import pretrained_claims as claims
-from offmanifold.experiments.detection_table import ALL, CELL, PLACE, SUCCESSFUL, Attack, over_repetitions, where
+from offmanifold.experiments.detection_table import ALL, CELL, NONE, PLACE, SUCCESSFUL, Attack, bracket, over_repetitions, text, where
 from offmanifold.experiments.pretrained import MODELS
 from offmanifold.experiments.pretrained_claims import ENTROPY, INFORMATION, PAIRS, WORDS
 from offmanifold.experiments.report import Metric, Report
@@ -23,8 +23,6 @@ FIGURES = {"auc": "AUC", "average_precision": "average precision", "hits_at_5": 
 NOISE = {"gaussian": "noise", "random_sign": "signs"}
 SHOWN = (INFORMATION, ENTROPY, claims.LOW_ENTROPY)
 COLUMNS = ("network.backbone", "data.image_size", "attacked_images", "repetitions")
-NONE = "-"
-"""Where no attack succeeded."""
 Table: TypeAlias = pd.DataFrame
 
 
@@ -116,12 +114,6 @@ def notes(of_paper: bool, on_imagenet: bool) -> list[str]:
     return said
 
 
-def _text(row: pd.Series, name: str, sign: str = "") -> str:
-    if not np.isfinite(row[name]):
-        return NONE if row.get("positives") == 0 else "n/a"
-    return f"{row[name]:{sign}.3f}{claims.bracket(row[f'{name}_low'], row[f'{name}_high'], sign)}"
-
-
 def _clean(clean: Sequence[Result]) -> Table:
     """Means over heads, which all see the same images; the interval is Wilson's over these."""
     tests = pd.concat([result.table for result in clean], ignore_index=True)
@@ -130,7 +122,7 @@ def _clean(clean: Sequence[Result]) -> Table:
         images = int(group["images"].iloc[0])
         low, high = wilson(round(group["accuracy"].mean() * images), images)
         row = {"model": MODELS[str(model)], "heads": len(group), "images": images}
-        row["accuracy"] = f"{group['accuracy'].mean():.4f}{claims.bracket(low, high, digits=4)}"
+        row["accuracy"] = f"{group['accuracy'].mean():.4f}{bracket(low, high, digits=4)}"
         rows.append(row | {f"mean {WORDS[name]} (nats)": f"{group[name].mean():.4f}" for name in (ENTROPY, INFORMATION)})
     return pd.DataFrame(rows).replace("nan", "n/a")
 
@@ -139,9 +131,9 @@ def _table_1(summary: Table, of: str, fooled: Table | None, reported: DetectionR
     rows = []
     for (attack, epsilon, model), group in where(summary, of=of).groupby([*CELL, "model"], sort=False):
         row = {"attack": f"{attack.upper()} {epsilon:g}", "model": MODELS[str(model)]}
-        values = {measure: _text(where(group, measure=measure).iloc[0], "auc") for measure in (ENTROPY, INFORMATION)}
+        values = {measure: text(where(group, measure=measure).iloc[0], "auc") for measure in (ENTROPY, INFORMATION)}
         if fooled is not None:
-            values["success"] = _text(where(fooled, model=model, attack=attack, epsilon=epsilon).iloc[0], "changed")
+            values["success"] = text(where(fooled, model=model, attack=attack, epsilon=epsilon).iloc[0], "changed")
         for name, value in values.items():
             row[WORDS.get(name, name)] = value
             if reported:
@@ -160,7 +152,7 @@ def _gaps(gaps: Table) -> Table:
         place = f"{row['attack'].upper()} {row['epsilon']:g}", row["of"]
         of_second = "" if row["first"] == row["second"] else f" ({MODELS[row['second']]})"
         name = f"{WORDS[row['first_measure']]} - {WORDS[row['second_measure']]}{of_second}"
-        rows.setdefault(place, {"attack": place[0], "images": place[1]})[name] = _text(row, "gap", "+")
+        rows.setdefault(place, {"attack": place[0], "images": place[1]})[name] = text(row, "gap", "+")
     order = {name: place for place, name in enumerate(dict.fromkeys(attack for attack, _ in rows))}
     return pd.DataFrame([rows[place] for place in sorted(rows, key=lambda place: order[place[0]])]).fillna("")
 
@@ -168,7 +160,7 @@ def _gaps(gaps: Table) -> Table:
 def _measures(of_all: Table) -> Table:
     rows = []
     for (attack, epsilon), group in where(of_all, model="mc").groupby(CELL, sort=False):
-        values = {row["measure"]: _text(row, "auc") for _, row in group.iterrows()}
+        values = {row["measure"]: text(row, "auc") for _, row in group.iterrows()}
         rows.append({"attack": f"{attack.upper()} {epsilon:g}"} | {measure: values[measure] for measure in MEASURES})
     return pd.DataFrame(rows)
 
@@ -177,7 +169,7 @@ def _others(of_all: Table) -> Table:
     rows = []
     for _, row in of_all[of_all["measure"].isin(SHOWN) & of_all["auc"].notna()].iterrows():
         place = {"attack": f"{row['attack'].upper()} {row['epsilon']:g}", "detector": f"{WORDS[row['measure']]}, {MODELS[row['model']]}"}
-        rows.append(place | {words: _text(row, name) for name, words in FIGURES.items()})
+        rows.append(place | {words: text(row, name) for name, words in FIGURES.items()})
     return pd.DataFrame(rows)
 
 

@@ -10,8 +10,7 @@ import numpy as np
 import pandas as pd
 
 from offmanifold.evaluation.intervals import bootstrap, t_interval
-from offmanifold.experiments.detection_table import ALL, BOTH, DETECTORS, Detector, where
-from offmanifold.experiments.pretrained_claims import bracket
+from offmanifold.experiments.detection_table import ALL, BOTH, DETECTORS, Detector, bracket, where
 from offmanifold.experiments.vgg_members import ENSEMBLE, SINGLE
 from offmanifold.result import Result
 

@@ -11,8 +11,7 @@ from matplotlib.figure import Figure
 from offmanifold.evaluation import robustness
 from offmanifold.evaluation.intervals import wilson
 from offmanifold.experiments import detection_figures, detection_table, vgg_claims, vgg_figures
-from offmanifold.experiments.detection_table import ALL, BOTH, DETECTORS, PLACE, SUCCESSFUL, Attack, over_repetitions, where
-from offmanifold.experiments.pretrained_claims import bracket
+from offmanifold.experiments.detection_table import ALL, BOTH, DETECTORS, PLACE, SUCCESSFUL, Attack, bracket, over_repetitions, text, where
 from offmanifold.experiments.report import Metric, Report
 from offmanifold.experiments.reported import ENSEMBLE_DETECTION
 from offmanifold.experiments.vgg_claims import ENTROPY, INFORMATION, NAMES, PAIRS
@@ -172,12 +171,6 @@ def _notes(about: About, members: int) -> list[str]:
     return said
 
 
-def _text(row: pd.Series, name: str = "auc", sign: str = "") -> str:
-    if not np.isfinite(row[name]):
-        return "-" if row.get("positives") == 0 else "n/a"
-    return f"{row[name]:{sign}.3f}{bracket(row[f'{name}_low'], row[f'{name}_high'], sign)}"
-
-
 def _members(clean: Mapping[str, Result], histories: Mapping[str, Table]) -> Table:
     rows = []
     for name, result in clean.items():
@@ -212,7 +205,7 @@ def _table_2(detectors: Table, summary: Table, reported: bool) -> Table:
                 if not len(cell):
                     continue
                 title = f"{attack.upper()}{' (S)' if of == SUCCESSFUL else ''}"
-                row[title] = _text(cell.iloc[0])
+                row[title] = text(cell.iloc[0], "auc")
                 if of == SUCCESSFUL and name != NAMES[SINGLE]:
                     row[title] += f" of {int(cell.iloc[0]['positives'])}"
             if reported:
@@ -226,7 +219,7 @@ def _gaps(gaps: Table) -> Table:
     rows = []
     for (attack, measure), group in gaps.groupby(["attack", "first_measure"], sort=False) if len(gaps) else []:
         row = {"attack": str(attack).upper(), "detector": measure}
-        row |= {of: _text(found.iloc[0], "gap", "+") if len(found := where(group, of=of)) else "" for of in (ALL, BOTH)}
+        row |= {of: text(found.iloc[0], "gap", "+") if len(found := where(group, of=of)) else "" for of in (ALL, BOTH)}
         rows.append(row)
     return pd.DataFrame(rows)
 
@@ -238,7 +231,7 @@ def _measures(summary: Table, of: str) -> Table:
             row = {"attack": attack.upper(), "detector": measure}
             for model in (SINGLE, ENSEMBLE):
                 found = where(summary, attack=attack, measure=measure, of=of, model=model)
-                row[NAMES[model]] = _text(found.iloc[0]) if len(found) else ""
+                row[NAMES[model]] = text(found.iloc[0], "auc") if len(found) else ""
             rows.append(row)
     return pd.DataFrame(rows)
 

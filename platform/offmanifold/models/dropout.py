@@ -1,12 +1,13 @@
 """Dropout sites: where a network is stochastic, and so where a draw of it is decided."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 
-class Site(nn.Module):
+class Site(nn.Module, ABC):
     """A dropout layer that knows the shape of its mask, so that a draw can be decided before any image is seen.
 
     While training it draws a mask for every image; in eval mode it is the identity. ``predictive.NetworkPredictive`` puts one mask for
@@ -19,9 +20,9 @@ class Site(nn.Module):
         """Shape of a mask: that of the activations without the batch; 1 where a mask is shared along a side."""
 
     @property
+    @abstractmethod
     def rate(self) -> float:
         """Probability that a unit is off, in [0, 1)."""
-        raise NotImplementedError
 
     def mask(self, generator: torch.Generator) -> Tensor:
         """A mask of zeros and 1 / (1 - rate): ``shape``."""

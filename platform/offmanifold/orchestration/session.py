@@ -68,7 +68,7 @@ class Execution:
     @property
     def processes(self) -> int:
         """Of a trial that several may share."""
-        return max(1, int(self.gpus_per_trial)) if self.gpus_per_trial or not self.processes_per_trial else self.processes_per_trial
+        return max(1, int(self.gpus_per_trial if self.gpus_per_trial else self.processes_per_trial))
 
     @property
     def process(self) -> dict[str, float]:
