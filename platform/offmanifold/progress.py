@@ -8,12 +8,15 @@ from numpy.typing import NDArray
 
 Arrays = dict[str, NDArray[Any]]
 
+WORK = "work/"
+"""A metric named so is an amount of work since the last call, for whoever listens to sum: ``work/training_images``. No result holds it."""
+
 
 class Progress(Protocol):
     """Called now and then by long work."""
 
     def __call__(self, step: int, metrics: Mapping[str, float], says: str = "") -> None:
-        """Step (epoch, attack chunk, ...) is done, with these figures; ``says``: in words, where the figures alone would not do."""
+        """Step (epoch, attack chunk, ...) is done, with these figures and amounts of ``WORK``; ``says``: in words, if need be."""
 
 
 class Checkpoints(Protocol):
@@ -47,15 +50,25 @@ class Recorded:
 
     listener: Progress
     metrics: list[Mapping[str, float]] = field(default_factory=list)
-    """Of every step so far."""
+    """Figures of every step so far."""
 
     def __call__(self, step: int, metrics: Mapping[str, float], says: str = "") -> None:
-        self.metrics.append(metrics)
+        self.metrics.append(figures(metrics))
         self.listener(step, metrics, says)
 
 
 def silent(step: int, metrics: Mapping[str, float], says: str = "") -> None:
     """Progress that nobody listens to."""
+
+
+def figures(metrics: Mapping[str, float]) -> dict[str, float]:
+    """Of what was told, all but the work."""
+    return {name: value for name, value in metrics.items() if not name.startswith(WORK)}
+
+
+def amounts(metrics: Mapping[str, float]) -> dict[str, float]:
+    """Of what was told, the work, by its name without ``WORK``."""
+    return {name.removeprefix(WORK): value for name, value in metrics.items() if name.startswith(WORK)}
 
 
 def duration(seconds: float) -> str:

@@ -181,7 +181,9 @@ def _craft(
             worst = threat.distance(candidate.images - images[rows]).max().item()
             raise ThreatViolated(f"{attack} left {threat} on {int((~allowed).sum())} of {len(allowed)} images (largest distance {worst:g})")
         found.append(candidate)
-        progress(rows.stop, {"attacked_images": float(rows.stop)})
+        size = len(candidate.images)
+        work = {"work/attacked_images": size, "work/attack_steps": size * candidate.steps}
+        progress(rows.stop, {"attacked_images": float(rows.stop), **work})
     joined = torch.cat([part.images for part in found]), torch.cat([part.zero_gradients for part in found])
     return Candidate(*joined, found[0].steps, found[0].step_size)
 

@@ -158,11 +158,13 @@ def walk(cell: Walked, data: ManifoldMnist, inputs: Sequence[Result], device: to
     x, label = test.images.to(device), torch.from_numpy(test.labels)
     with torch.no_grad():
         predicted = _log_probs(posterior, x).argmax(dim=1)
-    walks = []
+    walks: list[_Walk] = []
     for target in _targets(cell.walk, len(data.test.class_names)):
         rows = torch.arange(len(x)) if target is None else (label != target).nonzero().squeeze(1)
         if len(rows):
             images, zero = _steps(cell, posterior, x[rows.to(device)], predicted[rows.to(device)], target)
+            if cell.walk != "random_sign":
+                progress(len(walks), {"work/attacked_images": len(rows), "work/attack_steps": len(rows) * cell.steps})
             walks.append(_Walk(rows, target, images.cpu(), zero.cpu()))
     with torch.no_grad():
         said = [torch.stack([_log_probs(posterior, at.to(device)).cpu() for at in taken.images], dim=1) for taken in walks]

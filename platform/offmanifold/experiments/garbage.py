@@ -125,6 +125,8 @@ class Garbage:
     """Their latents, where they were decoded."""
     asked: "Asked | None" = None
     """What there was to choose from, where there were queries."""
+    steps: int = 0
+    """Gradient steps that were taken with each image."""
 
 
 class Asked(NamedTuple):
@@ -191,7 +193,7 @@ def fast_gradient(target: Target, training: Dataset, config: Config) -> Iterator
                 if not threat.contains(found.images, x).all():
                     raise ThreatViolated(f"fgm from {start} left {threat}")
                 zeros = found.zero_gradients.double().mean().item()
-                yield Garbage({**about, "direction": direction, "zero_gradients": zeros}, found.images)
+                yield Garbage({**about, "direction": direction, "zero_gradients": zeros}, found.images, steps=found.steps)
             signs = CONTROLS["random_sign"](x, x, threat, derive(target.seed, "signs"))
             yield Garbage({**about, "direction": "random signs"}, signs)
 

@@ -129,7 +129,8 @@ def search(cell: Searched, data: Images, inputs: Sequence[Result], device: torch
         rows.append({"way": place, **garbage_judge.way(made, judged, cell.search)})
         if final:
             arrays |= _kept(place, made, judged)
-        progress(place, {"ways": place + 1.0})
+        attacked = len(made.images) if made.steps else 0
+        progress(place, {"ways": place + 1.0, "work/attacked_images": attacked, "work/attack_steps": attacked * made.steps})
     table = pd.DataFrame(rows)
     table.insert(0, "judged", cell.judged)
     table.insert(0, "repetition", cell.model.repetition)

@@ -113,7 +113,8 @@ def train(
                 loss, extra = cross_entropy(logits.float(), targets[rows].to(device)), penalty(network)
                 course.step((epoch - 1) * course.steps + step, loss + extra)
                 totals += torch.stack([loss.detach(), extra.detach()])
-                progress(epoch - 1, {}, f"epoch {epoch} of {config.epochs}, step {step + 1} of {course.steps}")
+                work = {"work/training_images": config.train_batch_size}
+                progress(epoch - 1, work, f"epoch {epoch} of {config.epochs}, step {step + 1} of {course.steps}")
         loss_mean, penalty_mean = (_mean(totals) / course.steps).tolist()
         row = {"epoch": float(epoch), "train_loss": loss_mean, "penalty": penalty_mean, **validate(network, data[1], device)}
         row |= {f"rate_{index}": site.rate for index, site in enumerate(_sites(network))} | {BFLOAT16: float(course.halved)}
@@ -127,7 +128,9 @@ def train(
         progress(epoch, {name: value for name, value in row.items() if name != "epoch"})
     network.load_state_dict(course.best)
     network.eval()
-    return pd.DataFrame(history).astype({"epoch": int})
+    columns = ["epoch", "train_loss", "penalty", "validation_loss", "validation_accuracy"]
+    columns += [*(f"rate_{index}" for index in range(len(_sites(network)))), BFLOAT16]  # a checkpoint returns them in any order
+    return pd.DataFrame(history, columns=columns).astype({"epoch": int})
 
 
 @torch.no_grad()

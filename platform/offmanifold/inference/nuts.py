@@ -79,15 +79,26 @@ def sample(
         seconds = time.monotonic() - started
         checkpoints.keep(segment, kernel.state())
         segments.append(segment)
-        drawn = len(segment["acceptance"])
-        if kernel.iteration - drawn > resumed:  # the first of a process compiles
-            progress(kernel.iteration, *_news(config, segments, kernel.iteration, seconds))
+        drawn, work = len(segment["acceptance"]), _work(segment, warming)
+        if kernel.iteration - drawn == resumed:  # the first of a process compiles
+            progress(kernel.iteration, work, "compiled")
+        else:
+            figures, words = _news(config, segments, kernel.iteration, seconds)
+            progress(kernel.iteration, figures | work, words)
             longest = max(config.longest, segment["leapfrog_steps"].max())  # early trajectories may be of one step
             count = max(1, round(segment_seconds * segment["leapfrog_steps"].sum() / (seconds * longest)))
     joined = {name: np.concatenate([segment[name] for segment in segments]) for name in ("draws", *STATISTICS)}
     draws = target.weights(joined.pop("draws"))
     table = pd.DataFrame({"iteration": np.arange(config.iterations), "warmup": np.arange(config.iterations) < config.warmup, **joined})
     return Chain(draws, table)
+
+
+def _work(segment: dict[str, Any], warming: bool) -> dict[str, float]:
+    """Of one segment; draws of the warm-up count neither as draws nor as divergences."""
+    work = {"work/leapfrog_steps": float(segment["leapfrog_steps"].sum())}
+    if not warming:
+        work |= {"work/draws": float(len(segment["acceptance"])), "work/divergences": float(segment["diverging"].sum())}
+    return work
 
 
 def _news(config: Config, segments: list[dict[str, Any]], iteration: int, seconds: float) -> tuple[dict[str, float], str]:

@@ -121,7 +121,7 @@ def train(
             if not history or row["validation_loss"] < min(past["validation_loss"] for past in history):
                 best = {name: value.clone() for name, value in network.state_dict().items()}
             history.append(row)
-            progress(epoch, row)
+            progress(epoch, row | {"work/training_images": len(images)})
             if epoch - 1 - min(range(epoch), key=lambda i: history[i]["validation_loss"]) >= config.patience:
                 break
     network.load_state_dict(best)

@@ -17,22 +17,10 @@ from offmanifold.data import Data
 from offmanifold.orchestration.errors import first_line
 from offmanifold.orchestration.observer import Observer
 from offmanifold.orchestration.session import Execution
-from offmanifold.orchestration.trial import Plan, work
+from offmanifold.orchestration.trial import BEGINS, FRUITLESS, Chain, Plan
 
 POLL = 0.5
 """Seconds between two looks at what the chains say."""
-FRUITLESS = 5
-"""Times that a chain's process may be lost in a row without a segment kept: a machine that is too small for it loses it for ever."""
-BEGINS = "begins"
-
-
-class Chain:
-    """One cell of the plan, in a process of its own."""
-
-    def run(self, plan: Plan[Any], index: int, source: Data, news: Queue) -> None:
-        """From its last segment to its end; called again by Ray when the process was lost."""
-        news.put((index, {BEGINS: True}))
-        work(plan, index, source, lambda message: news.put((index, message)))
 
 
 def run_chains(plan: Plan[Any], source: "ray.ObjectRef[Data]", execution: Execution, observer: Observer, scratch: str) -> None:

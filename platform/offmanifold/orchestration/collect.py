@@ -14,9 +14,10 @@ from mlflow.tracking import MlflowClient
 from sqlalchemy.exc import SQLAlchemyError
 
 from offmanifold.orchestration.errors import JobError, first_line
-from offmanifold.orchestration.session import default_storage
-from offmanifold.orchestration.storage import Storage
-from offmanifold.orchestration.tracking import PARENT, RECIPE, Tracking, check_store, default_uri
+from offmanifold.orchestration.patience import Patience
+from offmanifold.orchestration.storage import Storage, default_storage
+from offmanifold.orchestration.tracking import PARENT, RECIPE, Tracking
+from offmanifold.orchestration.tracking_store import check_store, default_uri, without_password
 
 
 def collect(experiment: str, runs: Sequence[str] = (), where: str = "", uri: str = "", storage: str = "") -> pd.DataFrame:
@@ -31,8 +32,9 @@ def collect(experiment: str, runs: Sequence[str] = (), where: str = "", uri: str
     try:
         return _collected(experiment, runs, where, uri)
     except (MlflowException, SQLAlchemyError, sqlite3.Error) as error:
+        shown = without_password(uri)
         raise JobError(
-            f"MLflow's store {uri} did not answer ({first_line(error)}); check --where, or name another with --tracking-uri"
+            f"MLflow's store {shown} did not answer ({first_line(error)}); check --where, or name another with --tracking-uri"
         ) from error
 
 
@@ -56,7 +58,7 @@ def _existing(experiment: str, uri: str) -> Tracking:
     if found is None:
         names = ", ".join(sorted(known.name for known in client.search_experiments()))
         raise JobError(f"{uri} has no experiment {experiment!r}; there are: {names}")
-    return Tracking(client, experiment, found.experiment_id, uri)
+    return Tracking(client, experiment, found.experiment_id, uri, Patience(uri, minutes=1))
 
 
 def _row(job: Run, trial: Run) -> dict[str, Any]:

@@ -24,6 +24,8 @@ class SweepDisplay:
     total: int
     each: bool = False
     """Is what each running trial says shown in plain lines, too?"""
+    waits: str = ""
+    """What a line says while no trial runs."""
     found: int = 0
     """Results that were there already."""
     done: int = 0
@@ -94,12 +96,18 @@ class SweepDisplay:
         said = [f"    {name}: {words}" for name, words in list(self.running.items()) if words]  # rich asks from a thread of its own
         return Text("\n".join([self.line(), *said]), overflow="ellipsis", no_wrap=True)
 
+    def states(self) -> dict[str, int]:
+        """How many trials are waiting, running, done, found, failed."""
+        left = self.total - self.found - self.done - self.failed - len(self.running)
+        return {"waiting": left, "running": len(self.running), "done": self.done, "found": self.found, "failed": self.failed}
+
     def line(self) -> str:
         """``train: 12/40 done, 2 running, 8 found, 0 failed, 1m20s, 3m10s left``"""
         elapsed = time.monotonic() - self.started
         left = self.total - self.found - self.done - self.failed
         parts = [f"{self.stage}: {self.found + self.done}/{self.total} done"]
-        parts += [f"{len(self.running)} running"] if self.running else []
+        if self.running or (self.waits and left and not self._closed.is_set()):
+            parts += [f"{len(self.running)} running" if self.running else self.waits]
         parts += [f"{self.found} found"] if self.found else []
         parts += [f"{self.failed} failed", duration(elapsed)]
         if self.done and left:

@@ -7,9 +7,10 @@ process is lost, all are begun again from the last checkpoint, as long as one wa
 import logging
 import math
 import time
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import ray
@@ -24,8 +25,10 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from offmanifold.data import Data
 from offmanifold.orchestration.checkpoints import StoredCheckpoints
 from offmanifold.orchestration.errors import first_line
+from offmanifold.orchestration.provenance import check_worker, digest
 from offmanifold.orchestration.resources import keep_memory, take_resources
-from offmanifold.progress import Arrays, Memory, Progress, silent
+from offmanifold.orchestration.trial import Group
+from offmanifold.progress import WORK, Arrays, Memory, Progress, amounts, figures, silent
 from offmanifold.randomness import processes
 from offmanifold.result import Cell, Result
 
@@ -36,17 +39,6 @@ RESULT = "result"
 
 class ProcessLost(Exception):
     """One of the processes did not end well; the message says why."""
-
-
-@dataclass(frozen=True)
-class Group:
-    """What a cell is made by."""
-
-    processes: int
-    resources: Mapping[str, float]
-    """Of each process, by Ray's names."""
-    scratch: str
-    """Folder for Ray Train's own files, below the storage's root."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +54,7 @@ class _Task:
     checkpoints: StoredCheckpoints
     cpus: float
     news: Queue
+    package: str = field(default_factory=digest)
 
 
 @dataclass
@@ -165,6 +158,7 @@ def _made_once(
 def _process(config: dict[str, Any]) -> None:
     """In each process: the same computation; the first says how it goes, keeps its checkpoints, and sends the result."""
     task: _Task = ray.get(config["task"])
+    check_worker(task.package)
     device = take_resources(task.cpus)
     keep_memory()
     if device.type == "cuda":
@@ -174,7 +168,8 @@ def _process(config: dict[str, Any]) -> None:
     progress = _Progress(task.news) if first else silent
     result = task.make(task.cell, task.source, task.inputs, device, progress, checkpoints)
     if first:
-        made = {"device": str(device), "threads": str(torch.get_num_threads()), "processes": str(processes())}
+        made = {"node": ray.get_runtime_context().get_node_id(), "device": str(device)}
+        made |= {"threads": str(torch.get_num_threads()), "processes": str(processes())}
         task.news.put({RESULT: cloudpickle.dumps((result, made))})  # bytes are copied: what a process owns goes with it
 
 
@@ -190,13 +185,18 @@ class _Teller:
 class _Progress:
     news: Queue
     last: float = -math.inf
+    untold: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
+    """Work that was done since."""
 
     def __call__(self, step: int, metrics: Mapping[str, float], says: str = "") -> None:
-        """Words alone are not passed on more often than anybody looks: the other processes wait meanwhile."""
-        now = time.monotonic()
-        if metrics or now - self.last >= POLL:
+        """Words and work alone are not passed on more often than anybody looks: the other processes wait meanwhile."""
+        now, told = time.monotonic(), figures(metrics)
+        for name, amount in amounts(metrics).items():
+            self.untold[WORK + name] += amount
+        if told or now - self.last >= POLL:
             self.last = now
-            self.news.put({"progress": (step, dict(metrics), says)})
+            self.news.put({"progress": (step, {**told, **self.untold}, says)})
+            self.untold.clear()
 
 
 def _backend(group: Group) -> str:

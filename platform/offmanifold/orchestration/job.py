@@ -1,11 +1,10 @@
 """A job: from the command line to tables, figures and an exit code."""
 
 import dataclasses
-import json
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -21,13 +20,16 @@ from offmanifold.orchestration.artifacts import Altered, Artifacts
 from offmanifold.orchestration.command_line import parse
 from offmanifold.orchestration.display import console
 from offmanifold.orchestration.errors import JobError, first_line
-from offmanifold.orchestration.provenance import git_commit, versions
-from offmanifold.orchestration.runs import CONFIG, open_run
+from offmanifold.orchestration.patience import TrackingLost
+from offmanifold.orchestration.provenance import check_script, git_commit, versions
+from offmanifold.orchestration.record import log_report, note_report, recording
+from offmanifold.orchestration.runs import open_run
 from offmanifold.orchestration.session import Execution, connect
 from offmanifold.orchestration.shards import find_or_write
 from offmanifold.orchestration.storage import Storage
 from offmanifold.orchestration.sweep import Outcome, Sweeps
 from offmanifold.orchestration.tracking import Tracking
+from offmanifold.orchestration.tracking_store import without_password
 from offmanifold.orchestration.trial import Make, MakeResumable
 from offmanifold.result import Result, SomeCell
 
@@ -59,16 +61,16 @@ class Job(Generic[Config]):
         source = load(self.config)
         tags = {"preset": self.preset, "data": source.name, "data.fingerprint": source.fingerprint}
         tags |= {"git.commit": git_commit(), "mlflow.source.git.commit": git_commit(), **versions()}
-        tags |= {f"execution.{name}": str(value) for name, value in dataclasses.asdict(self.execution).items()}
+        tags |= {f"execution.{name}": without_password(str(value)) for name, value in dataclasses.asdict(self.execution).items()}
         params = {"config": dataclasses.asdict(self.config), "data": source.fingerprint}  # type: ignore[call-overload]
-        self.resources.enter_context(connect(self.execution))
+        self.resources.enter_context(connect(self.execution, self.storage))
         run = open_run(self.storage, self.tracking, self.execution.name, self.preset, params, tags, self.resources)
-        self.resources.enter_context(self.tracking.run(run.tracked))
+        self.resources.enter_context(recording(run.folder, run.tracked))
         self._sweeps = Sweeps(ray.put(source), source.fingerprint, Artifacts(self.storage), self.execution, run.folder, run.tracked)
         if run.goes_on:
             console.print(f"{run.folder.name} goes on: an earlier job began it", markup=False)
-        else:
-            run.tracked.saw(source)
+        run.folder.note(data=[source.name, source.fingerprint, source.says])
+        run.tracked.saw(source.name, source.fingerprint, source.says)
         console.print(f"{run.folder.name}: {source.name}, {source.says}", markup=False)
         return source
 
@@ -113,7 +115,8 @@ class Job(Generic[Config]):
     def write(self, plan: Plan, folder: str = "") -> str:
         """Where the data set is, found or written in parallel: in this folder, by default in the storage under its recipe's key."""
         self._begun()
-        shards, summary = find_or_write(plan, folder or self.storage.where(f"data/{plan.name}-{plan.key}"), self.execution)
+        root = folder or self.storage.where(f"data/{plan.name}-{plan.key}")
+        shards, summary = find_or_write(plan, root, self.execution, self.experiment)
         self.stages.append(summary)
         return shards.root
 
@@ -122,15 +125,11 @@ class Job(Generic[Config]):
         sweeps = self._begun()
         console.print(f"\n{report}", markup=False)
         with TemporaryDirectory() as folder:
-            files = _write_report(report, Path(folder))
-            for file in files:
+            for file in _write_report(report, Path(folder)):
                 sweeps.folder.write(file.name, file.read_bytes())
-            files.append(_written(Path(folder) / CONFIG, json.dumps(sweeps.folder.config(), indent=1).encode()))
-            sweeps.tracked.curves(report.metrics)
-            sweeps.tracked.log(report.headline)
-            sweeps.tracked.tag(**{"mlflow.note.content": f"```\n{str(report)[:4900]}\n```"})
-            self.tracking.save_view(list(report.headline), [f"config.{name}" for name in report.columns])
-            sweeps.tracked.attach(*files)
+        note_report(sweeps.folder, report)
+        with suppress(TrackingLost):  # it is logged at the job's end, or later
+            log_report(sweeps.folder, sweeps.tracked)
 
     def conclude(self) -> None:
         """Says what ran and where everything is, and raises if a trial failed."""
@@ -140,7 +139,8 @@ class Job(Generic[Config]):
 
     def summarise(self) -> None:
         """Says what became of each stage, and where everything is."""
-        ui = self.tracking.uri if self.tracking.uri.startswith("http") else f"mlflow ui --backend-store-uri {self.tracking.uri}"
+        uri = self.tracking.shown
+        ui = uri if uri.startswith("http") else f"mlflow ui --backend-store-uri {uri}"
         lines = ["", *self.stages, f"results: {self._begun().folder.where}   ({_minutes(time.monotonic() - self.started)})"]
         lines += [f"compare: {ui}   (experiment {self.tracking.experiment}, view offmanifold)"]
         console.print("\n".join(lines), markup=False)
@@ -165,8 +165,9 @@ def start(doc: str | None, presets: Mapping[str, Config]) -> Iterator[Job[Config
     config, execution, preset = parse(doc or "", presets)
     experiment = Path(sys.argv[0]).stem
     try:
+        check_script(Path(sys.argv[0]))
         storage = Storage.open(execution.storage)
-        tracking = Tracking.open(execution.tracking_uri, storage, experiment)
+        tracking = Tracking.open(execution.tracking_uri, storage, experiment, execution.tracking_patience)
         with ExitStack() as resources:
             job = Job(experiment, preset, config, execution, storage, tracking, resources)
             yield job

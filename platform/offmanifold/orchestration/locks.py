@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import filelock
 
 from offmanifold.orchestration.errors import StorageError, first_line
+from offmanifold.orchestration.tries import tried_again
 
 LEASE = 60.0
 """Seconds without a sign of life after which a lease is another's to take."""
@@ -63,7 +64,7 @@ def of_bucket(bucket: str, key: str, wait: Wait | None) -> Iterator[None]:
     """A lease on an object, kept alive by a thread."""
     lease = _Lease(bucket, key)
     with _as_storage_error(bucket):
-        while not lease.take():
+        while not tried_again(lease.take, *_aws_errors()):
             if wait is None:
                 raise Held(f"s3://{bucket}/{key}")
             wait()

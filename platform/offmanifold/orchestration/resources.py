@@ -10,11 +10,14 @@ from collections.abc import Mapping
 import ray
 import torch
 
+from offmanifold.orchestration.autoscaler import can_start, startable
 from offmanifold.orchestration.display import console
 from offmanifold.orchestration.errors import JobError
 
 M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8
 """Of glibc's mallopt."""
+TYPE = "ray.io/node-group"
+"""The label by which a machine that an autoscaler has started names its type."""
 
 
 def check_placement(trial: Mapping[str, float], processes: int = 1) -> None:
@@ -24,19 +27,22 @@ def check_placement(trial: Mapping[str, float], processes: int = 1) -> None:
 
     Ray would wait for ever. Where a machine must be started first, a line says what is waited for.
     """
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    alive = [node for node in ray.nodes() if node["Alive"]]
+    nodes, running = [node["Resources"] for node in alive], Counter(node.get("Labels", {}).get(TYPE) for node in alive)
     there = sum(_fit(trial, node) for node in nodes)
     if there >= processes:
         return
-    groups = _startable()
-    able = [name for name, (resources, count) in groups.items() if there + count * _fit(trial, resources) >= processes]
+    groups = startable()
+    able = [name for name, (has, most) in groups.items() if there + max(0, most - running[name]) * _fit(trial, has) >= processes]
     asked = _words({name: amount for name, amount in trial.items() if amount})
     wanted = asked if processes == 1 else f"{processes} x ({asked})"
-    if able:
-        console.print(f"no machine has {wanted} for a trial yet; the autoscaler can start: {', '.join(able)}")
+    if able or (not groups and can_start([trial] * processes)):
+        console.print(
+            f"no machine has {wanted} for a trial yet; the autoscaler can start {', '.join(able) or 'what it needs'}", markup=False
+        )
         return
     have = ", ".join(f"{count} x ({words})" for words, count in sorted(Counter(_words(node) for node in nodes).items()))
-    could = ", ".join(f"{name} ({_words(resources)})" for name, (resources, _) in groups.items())
+    could = ", ".join(f"{name} ({_words(resources)})" for name, (resources, _) in sorted(groups.items()))
     raise JobError(
         f"a trial asks for {wanted}, and {'no machine has that' if processes == 1 else 'the machines have not'}: there is {have}"
         f"{f'; the autoscaler can start {could}' if could else ''}. Ask for less "
@@ -84,15 +90,6 @@ def release_memory() -> None:
     torch.cuda.empty_cache()
     if platform.libc_ver()[0] == "glibc":
         ctypes.CDLL(None).malloc_trim(0)
-
-
-def _startable() -> dict[str, tuple[dict[str, float], int]]:
-    """Types of machine that the cluster's autoscaler may start -> what one has, and how many; empty where there is no autoscaler."""
-    from ray._private.state import state  # the only place that tells
-
-    config = state.get_cluster_config()
-    groups = config.node_group_configs if config else []
-    return {group.name: (dict(group.resources), group.max_count) for group in groups if group.max_count}
 
 
 def _fit(trial: Mapping[str, float], node: Mapping[str, float]) -> int:

@@ -4,7 +4,8 @@ import hashlib
 import json
 import secrets
 import time
-from collections.abc import Iterable, Mapping
+import uuid
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -13,16 +14,17 @@ from offmanifold.orchestration.differences import differences
 from offmanifold.orchestration.errors import JobError
 from offmanifold.orchestration.locks import Held
 from offmanifold.orchestration.storage import Storage
-from offmanifold.orchestration.tracking import RECIPE, STORAGE, TrackedRun, Tracking
+from offmanifold.orchestration.tracking import IDENTITY, RECIPE, STORAGE, TrackedRun, Tracking, now, source_tags
 
-CONFIG, RECIPES = "config.json", "recipes.json"
+CONFIG, RECIPES, TRACKING = "config.json", "recipes.json", "tracking.json"
 MLFLOW_RUN, FOLDER = "mlflow.run", "folder"
 """In a run's config: the id of its run in MLflow. In that run's tags: the name of the folder (its own name can be changed in MLflow)."""
 
 
 @dataclass(frozen=True)
 class RunFolder:
-    """``<root>/runs/<experiment>/<name>/``: config.json, recipes.json (the results that it uses), and its report's files."""
+    """``<root>/runs/<experiment>/<name>/``: config.json, recipes.json (the results that it uses), tracking.json (what MLflow is told of the
+    run beside config, trials and report), and its report's files."""
 
     storage: Storage
     experiment: str
@@ -49,14 +51,34 @@ class RunFolder:
     def config(self) -> dict[str, Any]:
         """What it was started with; empty for a run that is not there."""
         try:
-            config: dict[str, Any] = json.loads(self.storage.read(f"{self.path}/{CONFIG}"))
+            config: dict[str, Any] = json.loads(self.read(CONFIG))
             return config
         except FileNotFoundError:
             return {}
 
+    def read(self, file: str) -> bytes:
+        """One of its files; ``FileNotFoundError`` where it has none of this name."""
+        return self.storage.read(f"{self.path}/{file}")
+
+    def has(self, file: str) -> bool:
+        """Does it have a file of this name?"""
+        return self.storage.has(f"{self.path}/{file}")
+
     def write(self, file: str, content: bytes) -> None:
         """One of its files."""
         self.storage.write(f"{self.path}/{file}", content)
+
+    def noted(self) -> dict[str, Any]:
+        """What MLflow is told of the run: ``record`` reads it. Empty for one of which nothing was noted."""
+        try:
+            noted: dict[str, Any] = json.loads(self.read(TRACKING))
+            return noted
+        except FileNotFoundError:
+            return {}
+
+    def note(self, **said: Any) -> None:
+        """Keeps it beside, or in place of, what was noted before."""
+        self.write(TRACKING, json.dumps({**self.noted(), **said}, indent=1).encode())
 
     def refer(self, stage: str, keys: Iterable[str]) -> None:
         """Notes which results a stage uses, before it makes any: pruning leaves them alone."""
@@ -71,6 +93,19 @@ class Opened:
     tracked: TrackedRun
     goes_on: bool
     """Was it begun by an earlier job?"""
+
+
+def run_folders(storage: Storage) -> Iterator[RunFolder]:
+    """All runs of a storage."""
+    for entry in storage.files("runs"):
+        match entry.name.split("/"):
+            case [_, experiment, name, file] if file == CONFIG:
+                yield RunFolder(storage, experiment, name)
+
+
+def run_recipe(params: Mapping[str, Any]) -> str:
+    """A hash of config and data: equal for equal experiments."""
+    return hashlib.sha256(json.dumps(params, sort_keys=True, default=str).encode()).hexdigest()[:20]
 
 
 def references(storage: Storage, path: str) -> dict[str, list[str]]:
@@ -97,7 +132,7 @@ def open_run(
     name's run has another config, or is being run. Which of MLflow's runs it is stands in the folder: an equal run of another storage is
     not ours.
     """
-    recipe = hashlib.sha256(json.dumps(params, sort_keys=True, default=str).encode()).hexdigest()[:20]
+    recipe = run_recipe(params)
     tags = {**tags, RECIPE: recipe, STORAGE: storage.root}
     folder: RunFolder | None
     if name:
@@ -113,9 +148,14 @@ def open_run(
         folder.claim(until)
     if earlier:
         run = tracking.reopen(folder.config()[MLFLOW_RUN], params, tags)
+        tags = {**folder.noted().get("tags", {}), **tags}
+        folder.note(tags=tags, status="", error="")
     else:
-        run = tracking.start(folder.name, params, {**tags, FOLDER: folder.name})
+        tags |= {FOLDER: folder.name, IDENTITY: uuid.uuid4().hex}
+        started = now()
+        run = tracking.start(folder.name, params, tags, started)
         folder.write(CONFIG, json.dumps({**params, MLFLOW_RUN: run.run_id}, indent=1, default=str).encode())
+        folder.write(TRACKING, json.dumps({"tags": {**source_tags(), **tags}, "started": started, "status": ""}, indent=1).encode())
     return Opened(folder, run, goes_on=bool(earlier))
 
 

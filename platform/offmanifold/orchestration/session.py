@@ -10,14 +10,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import ray
+from ray.exceptions import AuthenticationError
 
 from offmanifold.orchestration.errors import JobError, first_line
+from offmanifold.orchestration.nodes import check_nodes, worker_environment
 from offmanifold.orchestration.resources import check_placement
-
-
-def default_storage() -> str:
-    """OFFMANIFOLD_STORAGE, else ~/offmanifold."""
-    return os.environ.get("OFFMANIFOLD_STORAGE", "~/offmanifold")
+from offmanifold.orchestration.storage import Storage, default_storage
 
 
 @dataclass(frozen=True)
@@ -35,19 +33,23 @@ class Execution:
     workers: int | None = None
     """Trials that may run at once; None: as many as the machine or cluster has room for."""
     retries: int = 2
-    """How often a trial that fails is tried again."""
+    """How often a trial that fails is tried again; that its process or machine was lost is no failure."""
     name: str = ""
     """Name of the run: started again, it goes on. By default, one of the same config that was cut off goes on, else a new one."""
     storage: str = field(default_factory=default_storage)
     """Folder or s3://bucket/prefix for networks, tables and figures (OFFMANIFOLD_STORAGE, else ~/offmanifold)."""
     tracking_uri: str = field(default_factory=lambda: os.environ.get("MLFLOW_TRACKING_URI", ""))
     """MLflow server or store (MLFLOW_TRACKING_URI, else mlflow.db in the storage folder)."""
+    tracking_patience: float = 10
+    """Minutes that the job waits for an MLflow that goes away, each time; then it goes on without it."""
 
     def __post_init__(self) -> None:
         if self.cpus_per_trial <= 0 or self.gpus_per_trial < 0:
             raise ValueError(f"cpus_per_trial must be above 0 ({self.cpus_per_trial}), gpus_per_trial at least 0 ({self.gpus_per_trial})")
         if (self.workers is not None and self.workers < 1) or self.retries < 0:
             raise ValueError(f"workers must be at least 1 ({self.workers}), retries at least 0 ({self.retries})")
+        if not self.tracking_patience >= 0:
+            raise ValueError(f"tracking_patience must be at least 0 minutes, not {self.tracking_patience:g}")
         if any(amount <= 0 for amount in self.custom_resources.values()):
             raise ValueError(f"custom_resources must be above 0, not {self.custom_resources}")
         if self.gpus_per_trial > 1 and self.gpus_per_trial % 1:
@@ -77,14 +79,22 @@ class Execution:
 
 
 @contextmanager
-def connect(execution: Execution) -> Iterator[None]:
-    """A Ray session: the cluster of ``RAY_ADDRESS`` (set in a submitted job), else one of this machine's own, ended afterwards."""
+def connect(execution: Execution, storage: Storage | None = None) -> Iterator[None]:
+    """A Ray session: the cluster of ``RAY_ADDRESS`` (set in a submitted job), else one of this machine's own, ended afterwards.
+
+    ``JobError`` where there is no room for a trial, or where a machine has other code or does not see the ``storage``.
+    """
     quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     address = os.environ.get("RAY_ADDRESS")
     if address:
         try:
             _reach(address)
-            ray.init(**quiet)
+            ray.init(runtime_env=worker_environment(), **quiet)
+        except AuthenticationError as error:
+            raise JobError(
+                f"the cluster at RAY_ADDRESS={address} asks for its token ({first_line(error)}); set RAY_AUTH_MODE=token, and "
+                "RAY_AUTH_TOKEN or ~/.ray/auth_token to what the cluster has"
+            ) from error
         except (OSError, ValueError, RuntimeError) as error:
             if "Version mismatch" in str(error):
                 raise JobError(
@@ -99,6 +109,8 @@ def connect(execution: Execution) -> Iterator[None]:
         if execution.processes > 1:
             check_placement(execution.process, execution.processes)
         check_placement(execution.trial)
+        if storage is not None:
+            check_nodes(storage)
         yield
     finally:
         ray.shutdown()

@@ -22,10 +22,11 @@ from offmanifold.data.shards import MANIFEST, UNFINISHED, Closing, MakePart, Not
 from offmanifold.orchestration.differences import differences
 from offmanifold.orchestration.display import SweepDisplay, console
 from offmanifold.orchestration.errors import JobError, first_line
-from offmanifold.orchestration.provenance import versions
+from offmanifold.orchestration.meters import Meters
+from offmanifold.orchestration.provenance import check_worker, digest, versions
 from offmanifold.orchestration.resources import keep_memory, take_resources
 from offmanifold.orchestration.session import Execution
-from offmanifold.orchestration.storage import Storage
+from offmanifold.orchestration.storage import LOOK, Storage
 
 WRITING = "writing"
 """The lock of a root."""
@@ -33,8 +34,8 @@ SHARDS_AN_ACTOR = 2
 """At least: an actor's start takes longer than a shard."""
 
 
-def find_or_write(plan: Plan, root: str, execution: Execution) -> tuple[Shards, str]:
-    """The data set at this root, and a line that says what became of it. One job at a time writes there.
+def find_or_write(plan: Plan, root: str, execution: Execution, experiment: str = "") -> tuple[Shards, str]:
+    """The data set at this root, and a line that says what became of it, for an experiment. One job at a time writes there.
 
     ``DataError`` where the root holds another recipe's data or other files: nothing is overwritten. What an unfinished data set of the same
     recipe has of shards is made again, in its place. (Whether what is found is whole, whoever reads it finds out.)
@@ -54,8 +55,9 @@ def find_or_write(plan: Plan, root: str, execution: Execution) -> tuple[Shards, 
         if not plan.on_device:
             execution = replace(execution, gpus_per_trial=0)
         display = SweepDisplay("shards", total=_count(plan))
+        meters = Meters(experiment, "shards", display)
         try:
-            written, notes = _write_shards(plan, contents.make, storage, execution, display)
+            written, notes = _write_shards(plan, contents.make, storage, execution, display, meters)
         finally:
             display.close()
         if lost := written.keys() - set(_names(storage)):
@@ -111,7 +113,7 @@ def _found(plan: Plan, storage: Storage) -> tuple[Shards, str] | None:
 def _names(storage: Storage) -> list[str]:
     """Its files, without those that Storage itself leaves for a moment, or where a job was killed."""
     names = [entry.name for entry in storage.files("")]
-    return [name for name in names if not name.startswith(("locks/", "write-test-")) and not name.endswith(".part")]
+    return [name for name in names if not name.startswith(("locks/", LOOK)) and not name.endswith(".part")]
 
 
 def _check_same(plan: Plan, root: str, recipe: Mapping[str, Any]) -> None:
@@ -126,14 +128,17 @@ def _count(plan: Plan) -> int:
 class _Writer:
     """Makes and writes one part after another; it holds what makes them (the decoder, ...), on the device that Ray gave."""
 
-    def __init__(self, make: MakePart, storage: Storage, cpus: float) -> None:
-        self.make, self.storage = make, storage
+    def __init__(self, make: MakePart, storage: Storage, cpus: float, package: str) -> None:
+        self.make, self.storage, self.package = make, storage, package
         self.device = take_resources(cpus)
         keep_memory()
 
     def __call__(self, batch: dict[str, NDArray[Any]]) -> dict[str, list[Any]]:
         line: dict[str, Any] = {"part": int(batch["part"][0]), "shards": "", "notes": "", "error": ""}
         try:
+            check_worker(self.package)
+            if not self.storage.has(UNFINISHED):
+                raise JobError(self.storage.unseen())
             made = self.make(json.loads(str(batch["what"][0])), self.device)
             node, entries = ray.get_runtime_context().get_node_id(), {}
             for name, table in made.tables.items():
@@ -147,7 +152,7 @@ class _Writer:
 
 
 def _write_shards(
-    plan: Plan, make: MakePart, storage: Storage, execution: Execution, display: SweepDisplay
+    plan: Plan, make: MakePart, storage: Storage, execution: Execution, display: SweepDisplay, meters: Meters
 ) -> tuple[dict[str, dict[str, Any]], list[Note]]:
     """Name of a shard -> what the manifest says of it; and all notes. What comes back from the actors is a line a part."""
     todo = [{"part": index, "what": json.dumps(part)} for index, part in enumerate(plan.parts)]
@@ -158,7 +163,7 @@ def _write_shards(
         batch_size=1,
         batch_format="numpy",
         compute=ray.data.ActorPoolStrategy(size=max(1, min(len(todo) // SHARDS_AN_ACTOR, execution.workers or _room(execution)))),
-        fn_constructor_args=(make, storage, execution.cpus_per_trial),
+        fn_constructor_args=(make, storage, execution.cpus_per_trial, digest()),
         num_cpus=execution.cpus_per_trial,
         num_gpus=execution.trial["GPU"] or None,
         resources=execution.custom_resources or None,
@@ -171,9 +176,12 @@ def _write_shards(
             if line["error"]:
                 what = ", ".join(f"{key} {value}" for key, value in plan.parts[line["part"]].items() if isinstance(value, str | int))
                 raise JobError(f"part {line['part']} ({what}) was not written: {line['error']}")
-            written |= json.loads(line["shards"])
+            shards = json.loads(line["shards"])
+            written |= shards
             notes[line["part"]] = json.loads(line["notes"])
             display.finish(str(line["part"]))
+            meters.count()
+            meters.add({"sharded_images": sum(entry["rows"] for entry in shards.values())})
     return written, [note for part in sorted(notes) for note in notes[part]]
 
 

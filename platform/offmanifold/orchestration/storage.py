@@ -1,19 +1,31 @@
 """Bytes under a root that every worker sees: a folder, or a bucket (``s3://``)."""
 
 import os
-import time
+import platform
 import uuid
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from collections.abc import Callable
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from pyarrow import fs
 
 from offmanifold.orchestration import locks
 from offmanifold.orchestration.errors import StorageError, first_line
+from offmanifold.orchestration.tries import tried_again
+
+T = TypeVar("T")
+
+HOME = "~/offmanifold"
+LOOK = "write-test-"
+"""Begins the name of a file that is there for a moment."""
+
+
+def default_storage() -> str:
+    """OFFMANIFOLD_STORAGE, else ~/offmanifold."""
+    return os.environ.get("OFFMANIFOLD_STORAGE") or HOME
 
 
 class Entry(NamedTuple):
@@ -34,13 +46,21 @@ class Storage:
     @classmethod
     def open(cls, root: str) -> "Storage":
         """The root, made where it is missing, and tried out; ``StorageError`` where it cannot be written or would be lost."""
-        if "://" not in root and os.environ.get("RAY_ADDRESS") and not Path(root).expanduser().is_absolute():
-            raise StorageError(f"--storage {root}: on a cluster an absolute path is needed; a submitted job's own folder is temporary")
+        if os.environ.get("RAY_ADDRESS") and "://" not in root:
+            if root == HOME and not os.environ.get("OFFMANIFOLD_STORAGE"):
+                raise StorageError(
+                    "no storage is named, and a cluster has no folder that all machines see by default: give --storage s3://bucket/prefix, "
+                    "or a shared folder, or set OFFMANIFOLD_STORAGE"
+                )
+            if not Path(root).expanduser().is_absolute():
+                raise StorageError(f"--storage {root}: on a cluster an absolute path is needed; a submitted job's own folder is temporary")
         storage = cls.at(root)
-        probe = f"write-test-{uuid.uuid4().hex}"
+        probe = f"{LOOK}{uuid.uuid4().hex}"
         if storage.is_bucket:
             storage._try_lock(probe)
         storage.write(probe, b"x")
+        storage.read(probe)
+        storage.files(f"{probe}-nothing")  # the permission to list is one of its own
         storage.remove(probe)
         return storage
 
@@ -58,15 +78,25 @@ class Storage:
         """What a person calls the place."""
         return f"{self.root}/{name}"
 
+    def unseen(self) -> str:
+        """What to say where a machine does not find in it what another has written."""
+        return (
+            f"{platform.node()} does not see {self.root}: on several machines the storage is a folder that all see, or s3://bucket/prefix"
+        )
+
     def arrow(self) -> tuple[fs.FileSystem, str]:
         """pyarrow's file system and the root's path in it, for libraries that write by themselves."""
         return _open(self.root)
 
     def read(self, name: str) -> bytes:
         """A file's content; ``FileNotFoundError`` where there is none."""
-        with self._access(name) as (filesystem, path), filesystem.open_input_file(path) as stream:
-            content: bytes = stream.readall()
-            return content
+
+        def read(filesystem: fs.FileSystem, path: str) -> bytes:
+            with filesystem.open_input_file(path) as stream:
+                content: bytes = stream.readall()
+                return content
+
+        return self._access(name, read)
 
     def write(self, name: str, content: bytes) -> None:
         """Writes a file: whole, or not at all."""
@@ -74,14 +104,7 @@ class Storage:
             if not self.is_bucket:
                 _replace(Path(self.where(name)), content)
                 return
-            for pause in (1, 4, None):  # an object appears when its upload is complete; one that fails may succeed later
-                try:
-                    self._upload(name, content)
-                    return
-                except OSError:
-                    if pause is None:
-                        raise
-                    time.sleep(pause)
+            tried_again(lambda: self._upload(name, content), OSError)  # an object appears when its upload is complete
         except OSError as error:
             reason = os.strerror(error.errno) if error.errno else first_line(error)
             message = f"the storage {self.root} does not take {name} ({reason}); make room or allow it, or name another with --storage"
@@ -89,33 +112,36 @@ class Storage:
 
     def has(self, name: str) -> bool:
         """Is there such a file?"""
-        with self._access(name) as (filesystem, path):
-            return bool(filesystem.get_file_info(path).type == fs.FileType.File)
+        return self._access(name, lambda filesystem, path: bool(filesystem.get_file_info(path).type == fs.FileType.File))
 
     def files(self, folder: str) -> list[Entry]:
         """All files below a folder, in the order of their names."""
-        with self._access(folder) as (filesystem, path):
-            found = filesystem.get_file_info(fs.FileSelector(path, allow_not_found=True, recursive=True))
+
+        def look(filesystem: fs.FileSystem, path: str) -> list[fs.FileInfo]:
+            found: list[fs.FileInfo] = filesystem.get_file_info(fs.FileSelector(path, allow_not_found=True, recursive=True))
+            return found
+
+        found = self._access(folder, look)
         root = self.arrow()[1]
         return sorted(Entry(info.path.removeprefix(f"{root}/"), info.size) for info in found if info.type == fs.FileType.File)
 
     def remove(self, name: str) -> None:
         """A file, or a folder with all that is in it; nothing where there is none."""
         is_file = self.has(name)
-        with suppress(FileNotFoundError), self._access(name) as (filesystem, path):
-            (filesystem.delete_file if is_file else filesystem.delete_dir)(path)
+        with suppress(FileNotFoundError):
+            self._access(name, lambda filesystem, path: (filesystem.delete_file if is_file else filesystem.delete_dir)(path))
 
     def _upload(self, name: str, content: bytes) -> None:
         filesystem, root = self.arrow()
         with filesystem.open_output_stream(f"{root}/{name}") as stream:
             stream.write(content)
 
-    @contextmanager
-    def _access(self, name: str) -> Iterator[tuple[fs.FileSystem, str]]:
-        """The file system and the path of a name in it; its errors as ours, but for that of a file that is not there."""
+    def _access(self, name: str, do: Callable[[fs.FileSystem, str], T]) -> T:
+        """What it gives for the file system and the path of a name; its errors as ours, but for that of a file that is not there."""
         try:
             filesystem, root = self.arrow()
-            yield filesystem, f"{root}/{name}"
+            path = f"{root}/{name}"
+            return tried_again(lambda: do(filesystem, path), OSError) if self.is_bucket else do(filesystem, path)
         except FileNotFoundError:
             raise
         except OSError as error:

@@ -1,7 +1,8 @@
-"""``offmanifold list | prune | forget | collect``: what is stored, how large it is, who made it; and what no run needs any more."""
+"""``offmanifold list | prune | forget | collect | log``: what is stored, how large it is, who made it; what no run needs any more; runs
+that MLflow has missed."""
 
+import os
 import sys
-from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,15 +10,17 @@ from typing import Annotated, Any
 
 import pandas as pd
 import tyro
+from mlflow.exceptions import MlflowException
 
 from offmanifold.orchestration.artifacts import MANIFEST, Altered, read_manifest
 from offmanifold.orchestration.collect import collect
 from offmanifold.orchestration.display import console
 from offmanifold.orchestration.errors import JobError, first_line
 from offmanifold.orchestration.locks import Held
-from offmanifold.orchestration.runs import CONFIG, RunFolder, references
-from offmanifold.orchestration.session import default_storage
-from offmanifold.orchestration.storage import Storage
+from offmanifold.orchestration.record import log_later
+from offmanifold.orchestration.runs import RunFolder, references, run_folders
+from offmanifold.orchestration.storage import Storage, default_storage
+from offmanifold.orchestration.tracking import Tracking
 
 AT_ONCE = 50
 """Results that are locked and removed together."""
@@ -47,14 +50,6 @@ def kept(storage: Storage) -> list[Kept]:
         sizes[key] = sizes.get(key, 0) + entry.bytes
     users = _users(storage)
     return [Kept(key, size, *_said(storage, key), tuple(users.get(key, ()))) for key, size in sizes.items()]
-
-
-def run_folders(storage: Storage) -> Iterator[RunFolder]:
-    """All runs of a storage."""
-    for entry in storage.files("runs"):
-        match entry.name.split("/"):
-            case [_, experiment, name, file] if file == CONFIG:
-                yield RunFolder(storage, experiment, name)
 
 
 def list_results(storage: str = default_storage()) -> None:
@@ -96,14 +91,11 @@ def forget(runs: Annotated[tuple[str, ...], tyro.conf.Positional], storage: str 
         storage: Folder or s3://bucket/prefix (OFFMANIFOLD_STORAGE, else ~/offmanifold).
     """
     place = _existing(storage)
-    there = {f"{folder.experiment}/{folder.name}": folder for folder in run_folders(place)}
-    if (unknown := [run for run in runs if run not in there]) or not runs:
-        raise JobError(f"{place.root} has no run {', '.join(unknown) or 'without a name'}; there are: {', '.join(there) or 'none'}")
-    for run in runs:
+    for run, folder in _named(place, runs).items():
         with ExitStack() as until:
-            if not there[run].claim(until):
+            if not folder.claim(until):
                 raise JobError(f"{run} is running")
-            place.remove(there[run].path)
+            place.remove(folder.path)
             place.remove(f"tune/{run}")
         console.print(f"{run}: forgotten", markup=False)
 
@@ -134,9 +126,31 @@ def collect_to(
     console.print(f"{len(table)} trials: {to}", markup=False)
 
 
+def log(runs: Annotated[tuple[str, ...], tyro.conf.Positional], tracking_uri: str = "", storage: str = default_storage()) -> None:
+    """Logs stored runs in MLflow, what it has missed of them or all of it: after MLflow was away, or to bring them to another server.
+
+    Args:
+        runs: Runs, as EXPERIMENT/NAME: folders under runs/.
+        tracking_uri: MLflow server or store (MLFLOW_TRACKING_URI, else mlflow.db in the storage folder).
+        storage: Folder or s3://bucket/prefix (OFFMANIFOLD_STORAGE, else ~/offmanifold).
+    """
+    place = _existing(storage)
+    for run, folder in _named(place, runs).items():
+        with ExitStack() as until:
+            if not folder.claim(until):
+                raise JobError(f"{run} is running, and logs itself")
+            uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI", "")
+            tracking = Tracking.open(uri, place, folder.experiment, minutes=1)
+            try:
+                trials, missing = log_later(folder, tracking)
+            except MlflowException as error:
+                raise JobError(f"{tracking.shown} does not take {run} ({first_line(error)})") from error
+        console.print(f"{run}: {trials} trials, {missing} of them new, are in {tracking.shown}", markup=False)
+
+
 def main() -> None:
     """The program ``offmanifold``."""
-    commands: dict[str, Any] = {"list": list_results, "prune": prune, "forget": forget, "collect": collect_to}
+    commands: dict[str, Any] = {"list": list_results, "prune": prune, "forget": forget, "collect": collect_to, "log": log}
     try:
         tyro.extras.subcommand_cli_from_dict(commands, description=__doc__)
     except JobError as error:
@@ -149,6 +163,14 @@ def _existing(root: str) -> Storage:
     if "://" not in root and not Path(root).expanduser().is_dir():
         raise JobError(f"--storage {root}: there is no such folder")
     return Storage.open(root)
+
+
+def _named(storage: Storage, runs: tuple[str, ...]) -> dict[str, RunFolder]:
+    """The folders of these runs; ``JobError`` says which there are, where one is not."""
+    there = {f"{folder.experiment}/{folder.name}": folder for folder in run_folders(storage)}
+    if (unknown := [run for run in runs if run not in there]) or not runs:
+        raise JobError(f"{storage.root} has no run {', '.join(unknown) or 'without a name'}; there are: {', '.join(there) or 'none'}")
+    return {run: there[run] for run in runs}
 
 
 def _remove(storage: Storage, unused: list[Kept]) -> list[Kept]:

@@ -16,14 +16,13 @@ from offmanifold.orchestration.artifacts import Artifacts
 from offmanifold.orchestration.chains import run_chains
 from offmanifold.orchestration.display import SweepDisplay, console
 from offmanifold.orchestration.errors import StorageError
-from offmanifold.orchestration.group import Group
 from offmanifold.orchestration.observer import Observer
-from offmanifold.orchestration.runs import RunFolder
+from offmanifold.orchestration.runs import RECIPES, RunFolder
 from offmanifold.orchestration.session import Execution
 from offmanifold.orchestration.tracking import TrackedRun
-from offmanifold.orchestration.trial import Make, MakeResumable, Plan
+from offmanifold.orchestration.trial import Group, Make, MakeResumable, Plan
 from offmanifold.orchestration.trials import run_trials
-from offmanifold.result import Cell, Result, SomeCell, recipe_key
+from offmanifold.result import Cell, Result, SomeCell, recipe, recipe_key
 
 
 @dataclass(frozen=True)
@@ -108,7 +107,7 @@ class Sweeps:
             if fault:
                 console.print(f"{stage}: {fault}; {cell.name} is made again", markup=False)
         wanted = [cell for cell in possible if there.get(cell) != ""]
-        display = SweepDisplay(stage, len(cells), resumable, found=len(possible) - len(wanted), failed=len(failures))
+        display = SweepDisplay(stage, len(cells), resumable, "none running", found=len(possible) - len(wanted), failed=len(failures))
         observer = Observer(stage, wanted, self.fingerprint, self.tracked, display)
         for cell in possible:
             if there.get(cell) == "":
@@ -116,7 +115,11 @@ class Sweeps:
                 observer.found(cell, self.artifacts.metrics(cell, self.fingerprint), by_this_run)
         try:
             if wanted:
-                plan = Plan(make, wanted, self.fingerprint, self.artifacts, self.execution.cpus_per_trial, self.folder.name, resumable)
+                display.update()
+                seen = f"{self.folder.path}/{RECIPES}"
+                plan = Plan(
+                    make, wanted, self.fingerprint, self.artifacts, self.execution.cpus_per_trial, self.folder.name, resumable, seen=seen
+                )
                 if resumable and run is run_trials and self.execution.processes > 1:
                     group = Group(self.execution.processes, self.execution.process, f"{self.scratch}/processes")
                     plan = replace(plan, group=group)
@@ -125,6 +128,7 @@ class Sweeps:
             display.close()
             observer.close()
             failures |= observer.failures
+            self._note(stage, [cell for cell in wanted if cell.name in observer.failures], observer.failures)
         if observer.storage_error:
             raise StorageError(observer.storage_error)
         present = self.artifacts.present(possible, self.fingerprint)
@@ -137,6 +141,19 @@ class Sweeps:
             elif cell not in made and cell.name not in failures:
                 raise KeyboardInterrupt  # Tune takes Ctrl-C as a wish to end the sweep in good order
         return Outcome(Stored(made, self.artifacts, self.fingerprint), failures, display.summary())
+
+    def _note(self, stage: str, failed: Sequence[Cell], errors: Mapping[str, str]) -> None:
+        """Keeps what MLflow is told of trials that failed: they leave no result to be read later."""
+        if failed:
+            said = {
+                recipe_key(cell, self.fingerprint): {
+                    "name": cell.name,
+                    "error": errors[cell.name],
+                    "recipe": recipe(cell, self.fingerprint),
+                }
+                for cell in failed
+            }
+            self.folder.note(failures={**self.folder.noted().get("failures", {}), stage: said})
 
 
 def _check_names(stage: str, cells: Sequence[Cell]) -> None:
