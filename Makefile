@@ -1,8 +1,9 @@
 # make demo: set up, then the main job on data that needs no download.   make test: set up, lint, type-check, test.
+# make observe: Prometheus and Grafana beside a running Ray head; make observe OBSERVE='--ray FOLDER': its folder, if not /tmp/ray.
 PYTHON ?= python3
 export OFFMANIFOLD_STORAGE ?= $(CURDIR)/results
 
-.PHONY: demo test lint format clean
+.PHONY: demo test lint format observe clean
 
 demo: .venv/installed
 	.venv/bin/python jobs/ensemble_robustness.py quick
@@ -18,6 +19,9 @@ lint: .venv/installed-dev
 format: .venv/installed-dev
 	.venv/bin/ruff check --fix
 	.venv/bin/ruff format
+
+observe:
+	@exec $(PYTHON) dashboards/observe.py $(OBSERVE)
 
 clean:
 	rm -rf .venv
