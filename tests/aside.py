@@ -1,5 +1,6 @@
 """Programs that run beside the tests: they mostly wait, and other tests need not wait for them."""
 
+import signal
 import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -26,7 +27,7 @@ class Program:
 
     def said(self) -> str:
         """Its standard output, when it has ended well."""
-        assert self.done.wait(timeout=self.limit), f"{self.command} did not end"
+        assert self.done.wait(timeout=3 * self.limit), f"{self.command} did not end"
         assert self.code == 0, self.output + self.errors
         return self.output
 
@@ -37,7 +38,7 @@ class Program:
         try:
             self.output, self.errors = aside.process.communicate(self.given, timeout=self.limit)
         except subprocess.TimeoutExpired:
-            aside.process.kill()
+            end(aside.process)
             self.output, self.errors = aside.process.communicate()
         self.code = aside.process.returncode
         self.done.set()
@@ -58,11 +59,21 @@ class Aside:
     def stop(self) -> None:
         """What still runs is ended, what has not begun does not begin."""
         self.stopped = True
-        if self.process is not None and self.process.poll() is None:
-            self.process.kill()
-            self.process.wait()
+        if self.process is not None:
+            end(self.process)
 
     def _run(self) -> None:
         for program in self.programs.values():
             if not self.stopped:
                 program.run(self)
+
+
+def end(process: subprocess.Popen) -> None:
+    """By Ctrl-C first: it has started others, and ends them."""
+    if process.poll() is None:
+        process.send_signal(signal.SIGINT)
+        try:
+            process.wait(timeout=60)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()

@@ -58,8 +58,9 @@ class Bench:
     artifacts: Artifacts
     tracking: Tracking
 
-    def sweep(self, make, cells, source, stage="stage", kind="stage", **execution):
+    def sweep(self, make, cells, source, stage="stage", kind="stage", workers=1, **execution):
+        """One worker, unless it matters: each takes seconds to start."""
         folder = RunFolder(self.artifacts.storage, self.tracking.experiment, f"run-{uuid.uuid4().hex[:8]}")
         run = self.tracking.start(folder.name, {}, {})
-        sweeps = Sweeps(ray.put(source), source.fingerprint, self.artifacts, Execution(**execution), folder, run)
+        sweeps = Sweeps(ray.put(source), source.fingerprint, self.artifacts, Execution(workers=workers, **execution), folder, run)
         return getattr(sweeps, kind)(stage, make, cells), run

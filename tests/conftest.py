@@ -1,18 +1,23 @@
 """What tests share: real digits, and one network of each kind trained on them."""
 
+import json
 import logging
 import os
 import sys
 import tempfile
 import uuid
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import boto3
 import pytest
 import torch
 from aside import Aside, Program
+from local_cluster import clean_environment
 from moto.server import ThreadedMotoServer
+from observing import PROMETHEUS
 
 from offmanifold import data
 from offmanifold.data import Dataset, Source, manifold_mnist
@@ -25,10 +30,12 @@ from offmanifold.orchestration.storage import Storage
 from offmanifold.randomness import generator
 
 torch.set_num_threads(1)
+os.environ.update(RAY_worker_niceness="0")  # workers of tests are waited for
 os.environ["NPROC"] = "1"  # JAX's threads, read when it is first used
 os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp()  # what one test compiled the next finds
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
+ROOT = Path(__file__).parents[1]
 SHARED_DATA = Path(os.environ.get("OFFMANIFOLD_DATA", Path(__file__).parents[2] / "shared" / "data"))
 
 
@@ -143,24 +150,35 @@ for line in sys.stdin.read().splitlines():
 """
 """Jobs, a line each, in one process: libraries are imported once."""
 WITH_JOBS = ("test_manifold_jobs", "test_latent_jobs", "test_photos_jobs")
-"""Tests whose ``JOBS`` are run: late in the alphabet, so that others run meanwhile."""
+"""Tests whose ``JOBS`` are run."""
 
 
 @pytest.fixture(scope="session", autouse=True)
 def aside(request, tmp_path_factory) -> Iterator[dict[str, Program]]:
     """Begun before the first test, where their own tests are to be run: programs that take a minute or two and mostly wait.
 
-    two_nodes: tests/two_nodes.py. jobs: a storage folder in which the jobs of WITH_JOBS were run.
+    cluster_jobs: tests/cluster_jobs.py. observing: tests/observing.py. autoscaled: tests/autoscaled.py.
+    jobs: a storage folder in which the jobs of WITH_JOBS were run.
     """
     wanted = {item.path.stem: item.module for item in request.session.items}
     programs = {}
-    if "test_two_nodes" in wanted:
-        root = tmp_path_factory.mktemp("nodes")
-        plan = manifold_mnist.plan({"train": 60, "validation": 20, "test": 20}, 20, 0, {}, lambda: None)
-        contents = request.getfixturevalue("shard_contents")
-        (root / "plan").write_bytes(ray.cloudpickle.dumps((plan.name, plan.recipe, plan.splits, plan.parts, contents)))
-        script = str(Path(__file__).parent / "two_nodes.py")
-        programs["two_nodes"] = Program([sys.executable, script, *(str(root / name) for name in ("plan", "data", "storage"))], root)
+    path = os.pathsep.join(str(ROOT / folder) for folder in ("platform", "benchmarks"))
+    if wanted.keys() & {"test_jobs", "test_two_nodes"}:
+        root = tmp_path_factory.mktemp("cluster")
+        (root / "plan").write_bytes(_plan(request.getfixturevalue("shard_contents")))
+        script, bucket = str(ROOT / "tests" / "cluster_jobs.py"), request.getfixturevalue("bucket")
+        programs["cluster_jobs"] = Program(
+            [sys.executable, script, str(root), bucket], root, environment=clean_environment(PYTHONPATH=path)
+        )
+    if "test_dashboards" in wanted and PROMETHEUS:
+        root = tmp_path_factory.mktemp("observed")
+        (root / "plan").write_bytes(_plan(request.getfixturevalue("shard_contents")))
+        script, environment = str(ROOT / "tests" / "observing.py"), clean_environment(PYTHONPATH=path)
+        programs["observing"] = Program([sys.executable, script, str(root)], root, environment=environment)
+    if "test_autoscaling" in wanted:
+        root = tmp_path_factory.mktemp("autoscaled")
+        script, environment = str(ROOT / "tests" / "autoscaled.py"), clean_environment(PYTHONPATH=path, HOME=str(root))
+        programs["autoscaled"] = Program([sys.executable, script, str(root)], root, environment=environment)
     if lines := [line for name in WITH_JOBS if name in wanted for line in wanted[name].JOBS]:
         root = tmp_path_factory.mktemp("jobs")
         kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
@@ -172,6 +190,29 @@ def aside(request, tmp_path_factory) -> Iterator[dict[str, Program]]:
     beside.stop()
 
 
+def _plan(contents) -> bytes:
+    """A small data set's, for another process."""
+    plan = manifold_mnist.plan({"train": 60, "validation": 20, "test": 20}, 20, 0, {}, lambda: None)
+    made: bytes = ray.cloudpickle.dumps((plan.name, plan.recipe, plan.splits, plan.parts, contents))
+    return made
+
+
+@dataclass(frozen=True)
+class OnCluster:
+    """What tests/cluster_jobs.py has left."""
+
+    root: Path
+    said: dict[str, Any]
+
+
+@pytest.fixture(scope="session")
+def on_cluster(aside) -> OnCluster:
+    """The jobs that ran on a cluster of several nodes, when all have ended."""
+    aside["cluster_jobs"].said()
+    root = aside["cluster_jobs"].root
+    return OnCluster(root, json.loads((root / "said.json").read_text()))
+
+
 @pytest.fixture(scope="session")
 def done(aside) -> tuple[Path, str]:
     """The storage of the programs aside, and what all their jobs said, when they have ended well."""
@@ -180,7 +221,11 @@ def done(aside) -> tuple[Path, str]:
     return aside["jobs"].root, said
 
 
-ROOT = Path(__file__).parents[1]
+def pytest_collection_modifyitems(items):
+    """Those that need what runs aside come last: others run meanwhile."""
+    items.sort(key=lambda item: bool({"done", "on_cluster", "said"} & set(item.fixturenames)))
+
+
 OUR_WARNINGS: list[str] = []
 
 

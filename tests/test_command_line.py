@@ -47,6 +47,7 @@ def test_without_a_preset_it_is_the_first_and_every_field_can_be_set():
         (["--members", "many"], "Error parsing --members: invalid literal for int()"),
         (["--step-size", "0.2", "--epsilons", "0.1"], "10 steps of 0.2 do not fit epsilon 0.1"),
         (["--workers", "0"], "workers must be at least 1"),
+        (["--tracking-patience", "-1"], "tracking_patience must be at least 0 minutes, not -1"),
         (["--gpus-per-trial", "1.5"], "gpus_per_trial must be a share of one GPU or whole GPUs, not 1.5"),
         (["--gpus-per-trial", "2", "--processes-per-trial", "3"], "with GPUs one for each: not 3 with gpus_per_trial 2"),
         (["--name", "../x"], "name '../x' must be of letters, digits"),

@@ -7,7 +7,7 @@ from local import files_of
 from offmanifold.data import manifold_mnist
 from offmanifold.inference import hmc
 
-DATA = "--vae-images 300 --held-out-images 100 --vae-epochs 6 --hidden 64 32 --folder STORAGE/mine --name tiny"
+DATA = "--vae-images 300 --held-out-images 100 --vae-epochs 6 --hidden 64 32 --folder STORAGE/mine --name tiny --workers 1"
 CHAINS = "--given-images 100 --chains 2 --warmup 3 --draws 4 --max-tree-depth 2 --epochs 2 --health-images 20"
 JOBS = [
     f"jobs/density_along_attack.py {DATA} --steps 3 --images 4 --repetitions 1 --epochs 2",
@@ -15,7 +15,7 @@ JOBS = [
 ]
 
 
-@pytest.mark.timeout(620)
+@pytest.mark.timeout(1800)
 def test_the_data_set_is_built_by_the_first_and_walked_with_every_figure_in_mlflow(done):
     storage, said = done
     assert said.count("shards: 3 made, 0 found, 0 failed") == 1

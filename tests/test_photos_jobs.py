@@ -6,7 +6,7 @@ from local import files_of
 
 from offmanifold.data.photos import LEFT_OUT, Photos
 
-SHAPES = "quick --to STORAGE/shapes --shard-files 250 --image-size 32 --name tiny"
+SHAPES = "quick --to STORAGE/shapes --shard-files 250 --image-size 32 --name tiny --workers 1"
 JOBS = [
     f"jobs/shard_cats_dogs.py {SHAPES}",
     f"jobs/detect_cats_dogs_pretrained.py {SHAPES} --attacks fgm --epsilons 5 --step-sizes 1 --repetitions 1 --attacked-images 10",
@@ -14,7 +14,7 @@ JOBS = [
 ]
 
 
-@pytest.mark.timeout(620)
+@pytest.mark.timeout(1800)
 def test_the_shards_are_written_by_the_first_job_with_a_sheet_and_a_list(done):
     storage, said = done
     assert "shards: 2 made, 0 found, 0 failed" in said
@@ -25,7 +25,7 @@ def test_the_shards_are_written_by_the_first_job_with_a_sheet_and_a_list(done):
     assert {"images.png", "splits.parquet", "left_out.parquet", "report.txt"} <= files_of(storage, "shard_cats_dogs")
 
 
-@pytest.mark.timeout(620)
+@pytest.mark.timeout(1800)
 def test_the_second_finds_them_and_its_tables_and_figures_are_in_mlflow(done):
     storage, said = done
     assert "shards: 2 found, in" in said
@@ -39,7 +39,7 @@ def test_the_second_finds_them_and_its_tables_and_figures_are_in_mlflow(done):
     assert "generated shapes, 32 x 32, seen by oriented_edges" in said
 
 
-@pytest.mark.timeout(620)
+@pytest.mark.timeout(1800)
 def test_so_does_the_third_which_trains_members_and_compares_their_ensemble_with_each(done):
     storage, said = done
     assert said.count("shards: 2 found, in") == 2

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 import ray
-from ray.core.generated import autoscaler_pb2
 
 from offmanifold.orchestration.errors import JobError
 from offmanifold.orchestration.resources import check_placement
@@ -55,17 +54,14 @@ def test_fewer_gpus_or_cpus_than_a_member_needs_are_said_at_once(cluster, monkey
 
 
 def test_what_the_autoscaler_can_start_is_waited_for_and_named_where_it_does_not_do(cluster, monkeypatch, capsys):
-    config = autoscaler_pb2.ClusterConfig()  # as the autoscaler reports it
-    config.node_group_configs.add(name="gpu-worker", resources={"CPU": 8, "GPU": 4, "memory": 1 << 30}, max_count=3)
-    config.node_group_configs.add(name="switched-off", resources={"CPU": 64, "GPU": 8}, max_count=0)
-    monkeypatch.setattr(type(ray._private.state.state), "get_cluster_config", lambda self: config)
+    types = {"gpu-worker": ({"CPU": 8, "GPU": 4, "memory": 1 << 30}, 3)}  # from a real one: test_autoscaling
+    monkeypatch.setattr("offmanifold.orchestration.resources.startable", lambda: types)
     check_placement({"CPU": 4, "GPU": 3})
     check_placement({"CPU": 4, "GPU": 1}, processes=6)  # 3 machines for two of them
     with pytest.raises(JobError, match=r"a trial asks for 7 x \(4 CPU, 1 GPU\), and the machines have not"):
         check_placement({"CPU": 4, "GPU": 1}, processes=7)
     assert capsys.readouterr().out.splitlines() == [
-        f"no machine has {wanted} for a trial yet; the autoscaler can start: gpu-worker"
-        for wanted in ("4 CPU, 3 GPU", "6 x (4 CPU, 1 GPU)")
+        f"no machine has {wanted} for a trial yet; the autoscaler can start gpu-worker" for wanted in ("4 CPU, 3 GPU", "6 x (4 CPU, 1 GPU)")
     ]
     with pytest.raises(
         JobError, match=r"there is 1 x \(2 CPU, 2 GPU, 1 big_memory\); the autoscaler can start gpu-worker \(8 CPU, 4 GPU\)\. Ask for less"

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+import uuid
 import weakref
 from dataclasses import replace
 from pathlib import Path
@@ -46,13 +47,12 @@ def bench(cluster, tmp_path, store):
 
 
 @pytest.fixture
-def any_bench(cluster, storage, store):
-    """In a folder, and in a bucket."""
-    return Bench(Artifacts(storage), store)
+def bench_in_bucket(cluster, bucket, store):
+    return Bench(Artifacts(Storage.open(f"{bucket}/{uuid.uuid4().hex}")), store)
 
 
-def test_a_sweep_computes_every_cell_on_the_cpus_it_was_given_tracks_it_and_finds_it_the_next_time(any_bench, digits, capsys):
-    bench = any_bench
+def test_a_sweep_computes_every_cell_on_the_cpus_it_was_given_tracks_it_and_finds_it_the_next_time(bench_in_bucket, digits, capsys):
+    bench = bench_in_bucket
     cells = [Squared(number) for number in range(4)]
     outcome, run = bench.sweep(square, cells, digits)
     assert list(values(outcome).values()) == [0, 1, 4, 9]
@@ -91,8 +91,9 @@ def test_a_trial_that_fails_is_tried_again_named_with_its_error_and_the_others_a
     child = run.children("stage")["square of 3"]
     assert child.info.status == "FAILED"
     assert "three cannot be squared today" in child.data.tags["error"]
-    (errors,) = Path(bench.artifacts.storage.root, "tune").rglob("error.txt")
-    assert errors.read_text().count("three cannot be squared today") >= 2  # the first try and the retry
+    tries = list(Path(bench.artifacts.storage.root, "tune").rglob("error.txt"))
+    assert len(tries) == 2  # the first and the retry
+    assert all("in square_but_not_three" in file.read_text() for file in tries)
 
     later, _ = bench.sweep(square, [Squared(5, of=(Squared(3),)), Squared(6, of=(Squared(2),))], digits)
     assert later.failures == {"square of 5": "not started: it needs square of 3"}
@@ -113,6 +114,55 @@ def test_the_error_of_a_trial_that_succeeds_when_it_is_tried_again_is_kept(bench
     assert (child.data.tags["error"], child.data.tags["retries"]) == ("ConnectionError: the line was cut", "1")
     (errors,) = Path(bench.artifacts.storage.root, "tune").rglob("error.txt")
     assert "the line was cut" in errors.read_text()
+
+
+def test_a_lost_process_is_no_failed_try_but_one_that_is_lost_time_and_again_is_given_up(bench, digits, tmp_path, monkeypatch):
+    monkeypatch.setattr("offmanifold.orchestration.trials.FRUITLESS", 2)
+
+    def lost(cell, *arguments):
+        if cell.number == 3 or not (tmp_path / "lost").exists():
+            (tmp_path / "lost").touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return square(cell, *arguments)
+
+    outcome, run = bench.sweep(lost, [Squared(2), Squared(3)], digits, retries=0)
+    assert values(outcome) == {"square of 2": 4}
+    (error,) = outcome.failures.values()
+    assert error.startswith("its process was lost 2 times in a row: ")
+    child = run.children("stage")["square of 2"]
+    assert (child.info.status, child.data.tags["retries"]) == ("FINISHED", "1")
+    assert "ActorDiedError" in child.data.tags["error"]
+
+
+class Deadly:
+    """Ends every process that reads it, but the one that wrote it."""
+
+    def __reduce__(self):
+        return die, (os.getpid(),)
+
+
+def die(author):
+    if os.getpid() != author:
+        os._exit(1)
+
+
+def test_a_process_that_dies_before_its_trial_begins_is_not_begun_again_for_ever(bench, digits, monkeypatch):
+    monkeypatch.setattr("offmanifold.orchestration.trials.FRUITLESS", 2)
+    deadly = Deadly()
+
+    def make(cell, *arguments):
+        return square(cell, *arguments) if deadly else None
+
+    outcome, run = bench.sweep(make, [Squared(2)], digits, retries=0)
+    (error,) = outcome.failures.values()
+    assert error.startswith("its process was lost 2 times in a row: ")
+    assert run.children("stage")["square of 2"].info.status == "FAILED"
+
+
+def test_a_machine_that_does_not_see_what_the_driver_wrote_ends_the_sweep(bench, digits, monkeypatch):
+    monkeypatch.setattr("offmanifold.orchestration.sweep.RECIPES", "elsewhere.json")
+    with pytest.raises(StorageError, match=r"does not see .*: on several machines the storage is a folder that all see"):
+        bench.sweep(square, [Squared(2)], digits)
 
 
 def test_ctrl_c_ends_a_sweep_and_the_next_one_is_heard_too(bench, digits, tmp_path):
@@ -149,7 +199,7 @@ def test_four_trials_with_half_a_gpu_run_at_once_two_on_each_and_compute_on_the_
     def four(*arguments):
         return meet(*arguments, folder=tmp_path / "meeting", number=4)
 
-    outcome, _ = bench.sweep(four, [Squared(number) for number in range(4)], digits, gpus_per_trial=0.5, cpus_per_trial=0.5)
+    outcome, _ = bench.sweep(four, [Squared(number) for number in range(4)], digits, workers=4, gpus_per_trial=0.5, cpus_per_trial=0.5)
     assert not outcome.failures
     tables = pd.concat(result.table for result in outcome.results.values())
     assert sorted(tables["gpus"]) == ["[0]", "[0]", "[1]", "[1]"]
@@ -180,7 +230,7 @@ def heavy(cell, source, inputs, device, progress):
 
 
 def test_a_reused_worker_frees_what_a_trial_left_and_a_trial_without_a_gpu_sees_none_and_keeps_to_its_cpus(bench, digits):
-    outcome, _ = bench.sweep(heavy, [Squared(number) for number in range(3)], digits, workers=1)
+    outcome, _ = bench.sweep(heavy, [Squared(number) for number in range(3)], digits)
     assert not outcome.failures
     tables = pd.concat(result.table for result in outcome.results.values())
     assert max(tables["earlier"]) == 2  # one worker made all three
@@ -235,7 +285,7 @@ for number, root in enumerate(roots):
             time.sleep(0.05)
         return square(cell, *arguments)
 
-    outcome, _ = Bench(Artifacts(Storage(root)), tracking).sweep(slow, [Squared(7), Squared(8), Squared(9)], digits, workers=1)
+    outcome, _ = Bench(Artifacts(Storage(root)), tracking).sweep(slow, [Squared(7), Squared(8), Squared(9)], digits)
     print(outcome.summary)
 """
 
@@ -300,7 +350,7 @@ def too_large(cell, source, inputs, device, progress):
 def test_a_storage_without_room_ends_the_sweep_with_one_line_and_what_was_finished_is_kept(bench, digits):
     bench.sweep(square, [Squared(9)], digits)
     with pytest.raises(StorageError, match=r"does not take recipes/squared-\w+/arrays.safetensors \(File too large\); make room") as error:
-        bench.sweep(too_large, [Squared(number) for number in (9, 0, 1, 2, 3, 4, 5, 6)], digits, workers=1)
+        bench.sweep(too_large, [Squared(number) for number in (9, 0, 1, 2, 3, 4, 5, 6)], digits)
     assert "\n" not in str(error.value)
     there = bench.artifacts.present([Squared(number) for number in range(10)], digits.fingerprint)
     assert Squared(9) in there

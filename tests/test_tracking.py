@@ -13,7 +13,8 @@ from offmanifold.orchestration.collect import collect
 from offmanifold.orchestration.differences import flatten
 from offmanifold.orchestration.display import SweepDisplay
 from offmanifold.orchestration.errors import JobError
-from offmanifold.orchestration.runs import open_run
+from offmanifold.orchestration.record import recording
+from offmanifold.orchestration.runs import RunFolder, open_run
 from offmanifold.orchestration.storage import Storage
 from offmanifold.orchestration.tracking import VIEW, Tracking
 
@@ -73,8 +74,9 @@ def test_artifacts_that_mlflow_cannot_keep_are_said(folder, tmp_path):
         run.attach(tmp_path / "config.json")
 
 
-def test_a_job_that_breaks_leaves_a_failed_run_with_its_error(store):
-    with pytest.raises(ZeroDivisionError), store.run(store.start("broken", {"a": {"b": 1}}, {})) as run:
+def test_a_job_that_breaks_leaves_a_failed_run_with_its_error(folder, store):
+    run = store.start("broken", {"a": {"b": 1}}, {})
+    with pytest.raises(ZeroDivisionError), recording(RunFolder(folder, "tests", "broken"), run):
         raise ZeroDivisionError("nothing to divide by")
     found = store.client.get_run(run.run_id)
     assert found.info.status == "FAILED"

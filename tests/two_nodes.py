@@ -1,65 +1,86 @@
-"""Run by test_two_nodes.py in a process of its own: a cluster of two nodes with a CPU each, beside a head that has none.
+"""Shards that two nodes write, and a chain that outlives the node on which it runs: by a driver that has joined a cluster."""
 
-Shards are written by both; then the node on which a chain runs is killed, and it goes on on the other.
-"""
-
-import json
+import os
 import sys
 import threading
 import time
 from pathlib import Path
+from unittest.mock import patch
 
+import pytest
+from local_cluster import LocalCluster
 from test_chains import Bench, Summed, add_up
 
 from offmanifold import data
 from offmanifold.data.shards import Plan
 from offmanifold.orchestration.artifacts import Artifacts
-from offmanifold.orchestration.session import Execution, ray
+from offmanifold.orchestration.errors import JobError
+from offmanifold.orchestration.nodes import check_nodes
+from offmanifold.orchestration.session import Execution, connect, ray
 from offmanifold.orchestration.shards import find_or_write
 from offmanifold.orchestration.storage import Storage
 from offmanifold.orchestration.tracking import Tracking
 
+ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import what tests import
+
+PATIENCE = 60.0
+"""Seconds after which a chain whose node is not ended goes on all the same, and the test fails."""
+
+
+def run(cluster: LocalCluster, root: Path) -> dict[str, object]:
+    """``root``/plan holds the data set's plan; it is written to ``root``/shards."""
+    os.environ["RAY_ADDRESS"] = cluster.address
+    storage = Storage.open(str(root / "chains"))
+    with connect(Execution(), storage):
+        *plan, contents = ray.cloudpickle.loads((root / "plan").read_bytes())
+        contents = contents._replace(make=slowly(contents.make))  # else the first node has made all before the second is there
+        shards, _ = find_or_write(Plan(*plan, lambda: contents), str(root / "shards"), Execution())
+        threading.Thread(target=kill_the_chains_node, args=(cluster, storage), daemon=True).start()
+        bench = Bench(Artifacts(storage), Tracking.open("", storage, "chains"))
+        outcome, _ = bench.sweep(add_up_slowly, [Summed(0)], data.load("digits"), kind="chains")
+        (result,) = outcome.results.values()
+        return {
+            "refused": refused(storage),
+            "shards_of_node": shards.manifest["made"]["shards_of_node"],
+            "added": result.table["added"].tolist(),
+            "processes": result.table["process"].nunique(),
+            "nodes": len(cluster.alive()),
+        }
+
+
+def slowly(make):
+    def made(*what):
+        time.sleep(2)
+        return make(*what)
+
+    return made
+
 
 def add_up_slowly(cell, source, inputs, device, progress, checkpoints):
-    class Slow:
+    """The process that begins waits after its second segment, for the end of its node."""
+
+    class Waiting:
         read = checkpoints.read
 
         def keep(self, segment, state):
             checkpoints.keep(segment, state)
-            time.sleep(0.5)
+            if begins and segment["added"] == 1:
+                time.sleep(PATIENCE)
 
-    return add_up(cell, source, inputs, device, progress, Slow())
+    segments, _ = checkpoints.read()
+    begins = not segments
+    return add_up(cell, source, inputs, device, progress, Waiting())
 
 
-def kill_the_busy_node(cluster, nodes, storage):
+def refused(storage: Storage) -> str:
+    """What is said where the machines have another package than the driver."""
+    with patch("offmanifold.orchestration.nodes.digest", lambda: "another"), pytest.raises(JobError) as error:
+        check_nodes(storage)
+    return str(error.value)
+
+
+def kill_the_chains_node(cluster: LocalCluster, storage: Storage) -> None:
     """Once two segments of the chain are there."""
-    while not list(Path(storage).rglob("segments/00001.safetensors")):
+    while not list(Path(storage.root).rglob("segments/00001.safetensors")):
         time.sleep(0.05)
-    left = ray._private.state.available_resources_per_node()
-    busy = next(node for node in nodes if left.get(node.node_id, {}).get("CPU", 0) < 1)
-    cluster.remove_node(busy, allow_graceful=False)
-
-
-def main(plan_file, root, storage_root):
-    from ray.cluster_utils import Cluster
-
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
-    nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]
-    ray.init(address=cluster.address, logging_level="ERROR", log_to_driver=False)
-    *plan, contents = ray.cloudpickle.loads(Path(plan_file).read_bytes())
-    shards, _ = find_or_write(Plan(*plan, lambda: contents), root, Execution())
-    said = {"shards_of_node": shards.manifest["made"]["shards_of_node"]}
-
-    threading.Thread(target=kill_the_busy_node, args=(cluster, nodes, storage_root), daemon=True).start()
-    storage = Storage.open(storage_root)
-    bench = Bench(Artifacts(storage), Tracking.open("", storage, "chains"))
-    outcome, _ = bench.sweep(add_up_slowly, [Summed(0)], data.load("digits"), kind="chains")
-    (result,) = outcome.results.values()
-    said |= {"added": result.table["added"].tolist(), "processes": result.table["process"].nunique()}
-    print(json.dumps({**said, "nodes": sum(node["Alive"] for node in ray.nodes())}))
-    ray.shutdown()
-    cluster.shutdown()
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])
+    cluster.node_of("Chain").kill()
