@@ -14,7 +14,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -120,8 +120,20 @@ def stopped(running: Running) -> None:
     subprocess.run(command, check=True, capture_output=True, **running.cluster.here)
 
 
-FAULTS: dict[str, Callable[[Running], None]] = {"worker": worker, "node": node, "drained": drained, "driver": driver, "stopped": stopped}
-AGAIN = ("driver", "stopped")
+def head(running: Running) -> None:
+    """The head with everything on it, the driver too; the same command on a new cluster, while the old one's nodes find out."""
+    running.cluster.head.kill()
+
+
+FAULTS: dict[str, Callable[[Running], None]] = {
+    "worker": worker,
+    "node": node,
+    "drained": drained,
+    "driver": driver,
+    "stopped": stopped,
+    "head": head,
+}
+AGAIN = ("driver", "stopped", "head")
 """Faults after which the same command is given again."""
 
 
@@ -154,6 +166,15 @@ def check_equal(storage: Path, undisturbed: Path, said: str) -> None:
 
 
 @contextmanager
+def two_nodes(home: Path) -> Iterator[LocalCluster]:
+    """A head without CPUs and two nodes with one each."""
+    with local_cluster(clean_environment(HOME=str(home), MLFLOW_TRACKING_URI="")) as cluster:
+        for _ in range(2):
+            cluster.add(cpus=1)
+        yield cluster
+
+
+@contextmanager
 def timed() -> Iterator[Callable[[], float]]:
     started = time.monotonic()
     yield lambda: time.monotonic() - started
@@ -162,9 +183,8 @@ def timed() -> Iterator[Callable[[], float]]:
 def main(work: Sequence[str] = tuple(WORK), fault: Sequence[str] = tuple(FAULTS), keep: bool = False) -> None:
     root = Path(tempfile.mkdtemp(prefix="offmanifold-reliability-"))
     rows = []
-    with local_cluster(clean_environment(HOME=str(root), MLFLOW_TRACKING_URI="")) as cluster:
-        for _ in range(2):
-            cluster.add(cpus=1)
+    with ExitStack() as clusters:
+        cluster = clusters.enter_context(two_nodes(root))
         for name in work:
             undisturbed = root / f"{name}-undisturbed"
             begun_with = root / f"{name}-before"
@@ -185,6 +205,8 @@ def main(work: Sequence[str] = tuple(WORK), fault: Sequence[str] = tuple(FAULTS)
                     at = seconds()
                     FAULTS[fault_name](running)
                     said = running.end()
+                    if fault_name == "head":
+                        cluster = clusters.enter_context(two_nodes(root))
                     if fault_name in AGAIN:
                         said = Running.submit(cluster, WORK[name], storage).end()
                     whole = seconds()
