@@ -44,14 +44,15 @@ def what_it_says(cluster):
     """What the autoscaler itself says, which is all that there is on Kubernetes. To ask is to begin to start: not before the job."""
     from offmanifold.orchestration.autoscaler import can_start
     from offmanifold.orchestration.errors import JobError
-    from offmanifold.orchestration.resources import check_placement
+    from offmanifold.orchestration.resources import check_placement, room
     from offmanifold.orchestration.session import Execution, connect
 
     with connect(Execution(gpus_per_trial=0.5)):
         with pytest.raises(JobError, match="a trial asks for 5 x"):  # two machines of the type are there, and there may be no more
             check_placement({"CPU": 0.2, "GPU": 1}, processes=5)
         asked = ([{"CPU": 1, "GPU": 3}], [{"CPU": 0.5, "GPU": 1}] * 5, [{"CPU": 0.5, "GPU": 1, "big_memory": 0}] * 4)
-        return {"can_start": [can_start(each) for each in asked]}
+        rooms = [room(trial) for trial in ({"CPU": 1, "GPU": 0.5}, {"CPU": 0.5, "GPU": 0})]
+        return {"room": rooms, "can_start": [can_start(each) for each in asked]}
 
 
 def main(root):

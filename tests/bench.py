@@ -1,5 +1,6 @@
 """What the sweeps' tests share: cells that are quickly made, and a place to sweep them in."""
 
+import os
 import sys
 import uuid
 from dataclasses import dataclass
@@ -49,6 +50,18 @@ def square(cell, source, inputs, device, progress):
 def values(outcome):
     """What was computed, by name."""
     return {cell.name: result.arrays["value"].item() for cell, result in outcome.results.items()}
+
+
+class Deadly:
+    """Ends every process that reads it, but the one that wrote it."""
+
+    def __reduce__(self):
+        return die, (os.getpid(),)
+
+
+def die(author):
+    if os.getpid() != author:
+        os._exit(1)
 
 
 @dataclass

@@ -31,3 +31,7 @@ def test_what_no_type_of_machine_has_is_refused_with_the_types(said):
 
 def test_where_the_types_are_not_on_the_head_the_autoscaler_is_asked(said):
     assert said["can_start"] == [False, False, True]
+
+
+def test_room_is_that_of_the_machines_that_are_there_and_of_those_that_may_come(said):
+    assert said["room"] == [2, 8]  # a CPU each, two machines of each type

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import ray
-from bench import Bench
+from bench import Bench, Deadly
 
 from offmanifold.orchestration.artifacts import Artifacts
 from offmanifold.orchestration.checkpoints import StoredCheckpoints
@@ -87,7 +87,7 @@ def test_a_chain_that_is_killed_goes_on_from_its_last_segment_and_the_others_are
     assert [file.name for file in Path(bench.artifacts.storage.root).rglob("*.safetensors")] == ["arrays.safetensors"] * 2
     children = run.children("stage")
     assert children["chain 1"].data.tags["retries"] == "1"
-    assert children["chain 1"].data.tags["error"] == "its process was lost"
+    assert "ActorDiedError" in children["chain 1"].data.tags["error"]
     assert {child.info.status for child in children.values()} == {"FINISHED"}
     history = bench.tracking.client.get_metric_history(children["chain 0"].info.run_id, "added")
     assert [(point.step, point.value) for point in history] == [(step, step) for step in range(SEGMENTS)]
@@ -105,10 +105,26 @@ def test_an_error_of_its_own_ends_a_chain_at_once_and_leaves_its_segments(bench,
 
 
 def test_a_chain_that_is_lost_time_and_again_is_given_up_and_the_others_go_on(bench, digits, monkeypatch):
-    monkeypatch.setattr("offmanifold.orchestration.chains.FRUITLESS", 1)
-    outcome, _ = bench.sweep(die_or_add_up, [Summed(4, dies_in=0), Summed(5)], digits, kind="chains")
-    assert outcome.failures == {"chain 4": "its process was lost 1 times in a row before it kept anything: out of memory?"}
+    monkeypatch.setattr("offmanifold.orchestration.losses.FRUITLESS", 2)
+    outcome, run = bench.sweep(die_or_add_up, [Summed(4, dies_in=0), Summed(5)], digits, kind="chains")
+    ((name, error),) = outcome.failures.items()
+    assert name == "chain 4"
+    assert error.startswith("its process was lost 2 times in a row: ")
+    assert run.children("stage")[name].data.tags["retries"] == "1"
     assert [result.arrays["sum"].item() for result in outcome.results.values()] == [15]
+
+
+def test_a_process_that_dies_before_its_chain_begins_is_not_begun_again_for_ever(bench, digits, monkeypatch):
+    monkeypatch.setattr("offmanifold.orchestration.losses.FRUITLESS", 2)
+    deadly = Deadly()
+
+    def make(*arguments):
+        return add_up(*arguments) if deadly else None
+
+    outcome, run = bench.sweep(make, [Summed(6)], digits, kind="chains")
+    (error,) = outcome.failures.values()
+    assert error.startswith("its process was lost 2 times in a row: ")
+    assert run.children("stage")["chain 6"].info.status == "FAILED"
 
 
 def test_a_storage_that_takes_nothing_ends_the_chains_with_one_line(bench, digits):

@@ -206,14 +206,35 @@ def test_an_unfinished_data_set_of_the_same_recipe_is_finished_and_of_another_is
     with pytest.raises(DataError, match=r"another recipe: density.bandwidth is None there and 0.2 here"):
         find_or_write(other, str(copy), Execution())
     assert (copy / "train-00001.parquet").read_bytes() == b"half"
-    find_or_write(plan, str(copy), Execution(workers=1))
+    _, says = find_or_write(plan, str(copy), Execution(workers=1))
+    assert says.startswith("shards: 6 made, 0 found")  # of what is there, nothing says whose it is
     assert (copy / "train-00001.parquet").read_bytes() == (written / "train-00001.parquet").read_bytes()
+
+
+def test_a_job_that_was_cut_off_goes_on_after_the_parts_that_it_has_written(cluster, written, plan, tmp_path):
+    def cut(part, device):
+        if part["split"] == "test":
+            raise ConnectionError("the line was cut")
+        return make(part, device)
+
+    contents = plan.prepare()
+    make = contents.make
+    with pytest.raises(JobError, match="the line was cut"):
+        find_or_write(replace(plan, prepare=lambda: contents._replace(make=cut)), str(tmp_path), Execution(workers=1))
+    lines = sorted((tmp_path / "unfinished").iterdir())
+    assert 2 < len(lines) < 6
+    (tmp_path / "train-00000.parquet").write_bytes(b"half")
+    lines[1].write_text(lines[1].read_text().replace('version.torch": "', 'version.torch": "0.'))  # of another library
+    found, says = find_or_write(plan, str(tmp_path), Execution(workers=1))
+    assert says.startswith(f"shards: {6 - len(lines) + 2} made, {len(lines) - 2} found")
+    assert found.manifest["files"] == json.loads((written / MANIFEST).read_bytes())["files"]
+    assert not (tmp_path / "unfinished").exists()
 
 
 def test_a_shard_that_cannot_be_made_ends_the_writing_with_its_error(cluster, plan, tmp_path):
     contents = plan.prepare()
     broken = replace(plan, prepare=lambda: contents._replace(make=replace(contents.make, seed=None, manifold=None)))
-    with pytest.raises(JobError, match=r"part 0 \(split train, shard 0, rows \d+\) was not written: 'NoneType' object"):
+    with pytest.raises(JobError, match=r"part \d \(split \w+, shard \d, rows \d+\) was not written: 'NoneType' object"):
         find_or_write(broken, str(tmp_path / "new"), Execution())
     assert not (tmp_path / "new" / MANIFEST).exists()
 

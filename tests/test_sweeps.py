@@ -18,7 +18,7 @@ import pandas as pd
 import pytest
 import ray
 import torch
-from bench import Bench, Squared, square, values
+from bench import Bench, Deadly, Squared, square, values
 
 from offmanifold.orchestration.artifacts import Artifacts, folder
 from offmanifold.orchestration.display import SweepDisplay
@@ -117,7 +117,7 @@ def test_the_error_of_a_trial_that_succeeds_when_it_is_tried_again_is_kept(bench
 
 
 def test_a_lost_process_is_no_failed_try_but_one_that_is_lost_time_and_again_is_given_up(bench, digits, tmp_path, monkeypatch):
-    monkeypatch.setattr("offmanifold.orchestration.trials.FRUITLESS", 2)
+    monkeypatch.setattr("offmanifold.orchestration.losses.FRUITLESS", 2)
 
     def lost(cell, *arguments):
         if cell.number == 3 or not (tmp_path / "lost").exists():
@@ -134,20 +134,8 @@ def test_a_lost_process_is_no_failed_try_but_one_that_is_lost_time_and_again_is_
     assert "ActorDiedError" in child.data.tags["error"]
 
 
-class Deadly:
-    """Ends every process that reads it, but the one that wrote it."""
-
-    def __reduce__(self):
-        return die, (os.getpid(),)
-
-
-def die(author):
-    if os.getpid() != author:
-        os._exit(1)
-
-
 def test_a_process_that_dies_before_its_trial_begins_is_not_begun_again_for_ever(bench, digits, monkeypatch):
-    monkeypatch.setattr("offmanifold.orchestration.trials.FRUITLESS", 2)
+    monkeypatch.setattr("offmanifold.orchestration.losses.FRUITLESS", 2)
     deadly = Deadly()
 
     def make(cell, *arguments):

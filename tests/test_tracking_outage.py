@@ -6,6 +6,7 @@ import sys
 import threading
 import time
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -97,11 +98,29 @@ def impatient(monkeypatch):
         monkeypatch.setattr(patience, name, seconds)
 
 
-def wait_for(file):
+def wait_for(file, job=None):
     deadline = time.monotonic() + 150
     while not file.exists():
+        assert job is None or job.poll() is None, job.communicate()
         assert time.monotonic() < deadline, f"there is no {file}"
         time.sleep(0.05)
+
+
+def test_jobs_that_name_their_data_at_the_same_moment_all_do(given, tmp_path):
+    """MLflow looks for the data set, then makes it: who comes second is refused by the database."""
+    tracking = Tracking.open(f"http://127.0.0.1:{given.port}", Storage.open(str(tmp_path)), uuid.uuid4().hex)
+    runs = [tracking.start(str(number), {}, {}) for number in range(8)]
+    together = threading.Barrier(len(runs))
+
+    def see(run):
+        for name in ("mnist", "pets", "shapes", "digits"):
+            together.wait()
+            run.saw(name, name, "")
+
+    with ThreadPoolExecutor(len(runs)) as pool:
+        list(pool.map(see, runs))
+    for run in runs:
+        assert len(tracking.client.get_run(run.run_id).inputs.dataset_inputs) == 4
 
 
 def straight(line, tracking):
@@ -317,8 +336,8 @@ def test_a_job_without_its_server_keeps_everything_and_is_logged_later_one_that_
 ):
     killed = job(tmp_path / "killed", cluster, line, "--name", "killed")
     forsaken = job(tmp_path / "forsaken", cluster, line, "--name", "forsaken", "--tracking-patience", "0.02")
-    for name in ("killed", "forsaken"):
-        wait_for(tmp_path / name / "reached")
+    for name, process in (("killed", killed), ("forsaken", forsaken)):
+        wait_for(tmp_path / name / "reached", process)
     line.cut()
     for name in ("killed", "forsaken"):
         (tmp_path / name / "go").touch()

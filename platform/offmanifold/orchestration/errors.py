@@ -13,3 +13,8 @@ def first_line(error: BaseException) -> str:
     """What an exception says, without what follows: for the brackets of a message of ours."""
     lines = str(error).strip().splitlines()
     return lines[0].strip() if lines else type(error).__name__
+
+
+def named(error: BaseException) -> str:
+    """The same, after the exception's name."""
+    return f"{type(error).__name__}: {first_line(error)}"

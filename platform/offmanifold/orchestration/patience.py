@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 
 from mlflow.exceptions import MlflowException
@@ -19,6 +20,8 @@ Answer = TypeVar("Answer")
 
 OUTAGES = ("INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "DEADLINE_EXCEEDED")
 """MLflow's names for: no connection, a time-out, "later" (429) and 5xx; a database that is away or busy; a gateway's time-out."""
+DATABASE = "BAD_REQUEST"
+"""Its name for what its database refuses: what another job has written at the same moment, or what would be refused again."""
 BLIP, PAUSE = 0.3, 3.0
 """Seconds before the second try, of which nothing is said, and between the later ones."""
 REFUSAL = 60.0
@@ -53,6 +56,7 @@ class Patience:
             self.missed = True
             raise TrackingLost(self._lost)
         began = time.time()
+        call = partial(_twice, call)
         try:
             try:
                 return call()
@@ -113,6 +117,16 @@ class Patience:
     @property
     def _where(self) -> str:
         return f"MLflow at {without_password(self.uri)}"
+
+
+def _twice(call: Callable[[], Answer]) -> Answer:
+    """Once more where the database refused it: the second time, what another has written is found."""
+    try:
+        return call()
+    except MlflowException as error:
+        if getattr(error, "error_code", "") != DATABASE:
+            raise
+        return call()
 
 
 @contextmanager

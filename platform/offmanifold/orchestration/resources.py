@@ -27,13 +27,12 @@ def check_placement(trial: Mapping[str, float], processes: int = 1) -> None:
 
     Ray would wait for ever. Where a machine must be started first, a line says what is waited for.
     """
-    alive = [node for node in ray.nodes() if node["Alive"]]
-    nodes, running = [node["Resources"] for node in alive], Counter(node.get("Labels", {}).get(TYPE) for node in alive)
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     there = sum(_fit(trial, node) for node in nodes)
     if there >= processes:
         return
     groups = startable()
-    able = [name for name, (has, most) in groups.items() if there + max(0, most - running[name]) * _fit(trial, has) >= processes]
+    able = [name for name, more in _could(trial, groups).items() if there + more >= processes]
     asked = _words({name: amount for name, amount in trial.items() if amount})
     wanted = asked if processes == 1 else f"{processes} x ({asked})"
     if able or (not groups and can_start([trial] * processes)):
@@ -48,6 +47,12 @@ def check_placement(trial: Mapping[str, float], processes: int = 1) -> None:
         f"{f'; the autoscaler can start {could}' if could else ''}. Ask for less "
         "(--cpus-per-trial, --gpus-per-trial, --custom-resources), or name another cluster with RAY_ADDRESS"
     )
+
+
+def room(trial: Mapping[str, float]) -> int:
+    """How many trials the machines have room for at once: those that are there, and those that the autoscaler may start, where it tells."""
+    there = sum(_fit(trial, node["Resources"]) for node in ray.nodes() if node["Alive"])
+    return there + sum(_could(trial, startable()).values())
 
 
 def take_resources(cpus: float) -> torch.device:
@@ -95,6 +100,12 @@ def release_memory() -> None:
 def _fit(trial: Mapping[str, float], node: Mapping[str, float]) -> int:
     """How many find room on a machine."""
     return min((int(node.get(name, 0) / amount + 1e-9) for name, amount in trial.items() if amount), default=1)
+
+
+def _could(trial: Mapping[str, float], groups: Mapping[str, tuple[Mapping[str, float], int]]) -> dict[str, int]:
+    """Type of machine -> how many trials those of it have room for that may still be started."""
+    running = Counter(node.get("Labels", {}).get(TYPE) for node in ray.nodes() if node["Alive"])
+    return {name: max(0, most - running[name]) * _fit(trial, has) for name, (has, most) in groups.items()}
 
 
 def _words(resources: Mapping[str, float]) -> str:

@@ -15,17 +15,17 @@ from typing import Any
 import ray
 import ray.data
 import torch
-from numpy.typing import NDArray
 
 from offmanifold.data import DataError
-from offmanifold.data.shards import MANIFEST, UNFINISHED, Closing, MakePart, Note, Plan, Shards, manifest, without, write_shard
+from offmanifold.data.shards import MANIFEST, UNFINISHED, Closing, MakePart, Note, Plan, Shards, manifest, without
 from offmanifold.orchestration.differences import differences
 from offmanifold.orchestration.display import SweepDisplay, console
-from offmanifold.orchestration.errors import JobError, first_line
+from offmanifold.orchestration.errors import JobError
 from offmanifold.orchestration.meters import Meters
-from offmanifold.orchestration.provenance import check_worker, digest, versions
-from offmanifold.orchestration.resources import keep_memory, take_resources
+from offmanifold.orchestration.provenance import digest, versions
+from offmanifold.orchestration.resources import room
 from offmanifold.orchestration.session import Execution
+from offmanifold.orchestration.shard_writer import WRITTEN, Writer
 from offmanifold.orchestration.storage import LOOK, Storage
 
 WRITING = "writing"
@@ -37,8 +37,8 @@ SHARDS_AN_ACTOR = 2
 def find_or_write(plan: Plan, root: str, execution: Execution, experiment: str = "") -> tuple[Shards, str]:
     """The data set at this root, and a line that says what became of it, for an experiment. One job at a time writes there.
 
-    ``DataError`` where the root holds another recipe's data or other files: nothing is overwritten. What an unfinished data set of the same
-    recipe has of shards is made again, in its place. (Whether what is found is whole, whoever reads it finds out.)
+    ``DataError`` where the root holds another recipe's data or other files: nothing is overwritten. What a job that was cut off has written
+    of the same recipe with the same package and libraries is found. (Whether a data set that is there is whole, who reads it finds out.)
     """
     storage = Storage.at(root)
     if not storage.is_bucket and Path(storage.root).is_file():
@@ -76,6 +76,7 @@ def find_or_write(plan: Plan, root: str, execution: Execution, experiment: str =
         made = {"shards_of_node": dict(nodes), **versions()}
         storage.write(MANIFEST, manifest(plan, {**contents.about, **closing.about}, files, written, made))
         storage.remove(UNFINISHED)
+        storage.remove(WRITTEN)
     return Shards.open(storage.root), f"{display.summary()}, in {storage.root}"
 
 
@@ -113,7 +114,7 @@ def _found(plan: Plan, storage: Storage) -> tuple[Shards, str] | None:
 def _names(storage: Storage) -> list[str]:
     """Its files, without those that Storage itself leaves for a moment, or where a job was killed."""
     names = [entry.name for entry in storage.files("")]
-    return [name for name in names if not name.startswith(("locks/", LOOK)) and not name.endswith(".part")]
+    return [name for name in names if not name.startswith(("locks/", LOOK, f"{WRITTEN}/")) and not name.endswith(".part")]
 
 
 def _check_same(plan: Plan, root: str, recipe: Mapping[str, Any]) -> None:
@@ -125,32 +126,6 @@ def _count(plan: Plan) -> int:
     return len(plan.parts)
 
 
-class _Writer:
-    """Makes and writes one part after another; it holds what makes them (the decoder, ...), on the device that Ray gave."""
-
-    def __init__(self, make: MakePart, storage: Storage, cpus: float, package: str) -> None:
-        self.make, self.storage, self.package = make, storage, package
-        self.device = take_resources(cpus)
-        keep_memory()
-
-    def __call__(self, batch: dict[str, NDArray[Any]]) -> dict[str, list[Any]]:
-        line: dict[str, Any] = {"part": int(batch["part"][0]), "shards": "", "notes": "", "error": ""}
-        try:
-            check_worker(self.package)
-            if not self.storage.has(UNFINISHED):
-                raise JobError(self.storage.unseen())
-            made = self.make(json.loads(str(batch["what"][0])), self.device)
-            node, entries = ray.get_runtime_context().get_node_id(), {}
-            for name, table in made.tables.items():
-                shard = write_shard(table)
-                self.storage.write(name, shard.content)
-                entries[name] = {**shard.entry, "node": node}
-            line |= {"shards": json.dumps(entries), "notes": json.dumps(made.notes)}
-        except Exception as error:  # one line for the driver, which ends the job with it
-            line["error"] = first_line(error)
-        return {name: [value] for name, value in line.items()}
-
-
 def _write_shards(
     plan: Plan, make: MakePart, storage: Storage, execution: Execution, display: SweepDisplay, meters: Meters
 ) -> tuple[dict[str, dict[str, Any]], list[Note]]:
@@ -159,11 +134,11 @@ def _write_shards(
     ray.data.DataContext.get_current().enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     lines = ray.data.from_items(todo, override_num_blocks=len(todo)).map_batches(
-        _Writer,
+        Writer,
         batch_size=1,
         batch_format="numpy",
-        compute=ray.data.ActorPoolStrategy(size=max(1, min(len(todo) // SHARDS_AN_ACTOR, execution.workers or _room(execution)))),
-        fn_constructor_args=(make, storage, execution.cpus_per_trial, digest()),
+        compute=ray.data.ActorPoolStrategy(size=max(1, min(len(todo) // SHARDS_AN_ACTOR, execution.workers or room(execution.trial)))),
+        fn_constructor_args=(make, plan.key, storage, execution.cpus_per_trial, digest()),
         num_cpus=execution.cpus_per_trial,
         num_gpus=execution.trial["GPU"] or None,
         resources=execution.custom_resources or None,
@@ -176,12 +151,15 @@ def _write_shards(
             if line["error"]:
                 what = ", ".join(f"{key} {value}" for key, value in plan.parts[line["part"]].items() if isinstance(value, str | int))
                 raise JobError(f"part {line['part']} ({what}) was not written: {line['error']}")
-            shards = json.loads(line["shards"])
-            written |= shards
-            notes[line["part"]] = json.loads(line["notes"])
+            of_part = json.loads(line["written"])
+            written |= of_part["shards"]
+            notes[line["part"]] = of_part["notes"]
+            if line["found"]:
+                display.found_meanwhile(str(line["part"]))
+            else:
+                meters.add({"sharded_images": sum(entry["rows"] for entry in of_part["shards"].values())})
             display.finish(str(line["part"]))
             meters.count()
-            meters.add({"sharded_images": sum(entry["rows"] for entry in shards.values())})
     return written, [note for part in sorted(notes) for note in notes[part]]
 
 
@@ -208,9 +186,3 @@ def _without(words: bytes) -> Iterator[None]:
         sys.stderr.flush()
         os.dup2(terminal, 2)  # the pipe's last writing end goes, and the thread with it
         thread.join(timeout=5)
-
-
-def _room(execution: Execution) -> int:
-    """How many trials the cluster has room for."""
-    there = ray.cluster_resources()
-    return max(1, min(int(there.get(name, 0) // amount) for name, amount in execution.trial.items() if amount))

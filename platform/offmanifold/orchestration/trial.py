@@ -15,7 +15,7 @@ from offmanifold.data import Data
 from offmanifold.inference.sgd import TrainingFailed
 from offmanifold.orchestration.artifacts import Artifacts
 from offmanifold.orchestration.checkpoints import StoredCheckpoints
-from offmanifold.orchestration.errors import StorageError, first_line
+from offmanifold.orchestration.errors import StorageError, named
 from offmanifold.orchestration.provenance import OtherPackage, check_worker, digest, versions
 from offmanifold.orchestration.resources import keep_memory, release_memory, take_resources
 from offmanifold.progress import Checkpoints, Progress, amounts, figures
@@ -27,8 +27,6 @@ REPORT_EVERY, REPORT_SHARE, REPORT_WITHIN = 1.0, 0.01, 60.0
 """Least seconds between two messages of a trial to the driver, and the share of its time that they may take: it waits until each is heard.
 What happens between them goes with the next. And the most seconds: where the driver has waited for MLflow, the share would silence a trial
 for hours."""
-FRUITLESS = 5
-"""Times that a cell's process may be lost in a row without anything kept: a machine that is too small for it loses it for ever."""
 ERRORS, GIVEN_UP = "errors", "given_up"
 """What a trial that is begun again is told: how often it has failed; why it must not go on."""
 BEGINS = "begins"
@@ -168,13 +166,13 @@ def run_trial(params: dict[str, Any], plan: Plan[Cell], source: Data, retries: i
         would_come_again = isinstance(error, TrainingFailed | OtherPackage)
         if params[ERRORS] < retries and not would_come_again:
             raise  # Tune begins it again, in a new process
-        tune.report({"failed": f"{type(error).__name__}: {first_line(error)}", "traceback": traceback.format_exc()})
+        tune.report({"failed": named(error), "traceback": traceback.format_exc()})
 
 
 class Chain:
     """One cell of the plan, in a process of its own."""
 
     def run(self, plan: Plan[Any], index: int, source: Data, news: Queue) -> None:
-        """From its last segment to its end; called again by Ray when the process was lost."""
+        """From its last segment to its end."""
         news.put((index, {BEGINS: True}))
         work(plan, index, source, lambda message: news.put((index, message)))

@@ -14,15 +14,15 @@ from typing import Any
 
 import ray
 from ray import cloudpickle, tune
-from ray.exceptions import RayActorError
 from ray.tune.experiment import Trial
 
 from offmanifold.data import Data
-from offmanifold.orchestration.errors import StorageError, first_line
+from offmanifold.orchestration.errors import StorageError, first_line, named
+from offmanifold.orchestration.losses import LOST, Losses
 from offmanifold.orchestration.observer import Observer
 from offmanifold.orchestration.session import Execution
 from offmanifold.orchestration.storage import Storage
-from offmanifold.orchestration.trial import ERRORS, FRUITLESS, GIVEN_UP, Plan, run_trial
+from offmanifold.orchestration.trial import ERRORS, GIVEN_UP, Plan, run_trial
 from offmanifold.result import Cell
 
 
@@ -83,8 +83,7 @@ class _Listener(tune.Callback, tune.Stopper):
         """Has a trial failed, be it that a retry did not?"""
         self.times: Counter[str] = Counter()
         """Name of a cell -> how often it was begun again."""
-        self.fruitless: Counter[str] = Counter()
-        """The same -> how often its process was lost since it last kept something."""
+        self.losses = Losses()
 
     def __getstate__(self) -> dict[str, Any]:
         return {}  # Tune writes its callbacks to disk; this one has nothing to restore
@@ -102,7 +101,7 @@ class _Listener(tune.Callback, tune.Stopper):
     def on_trial_result(self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any) -> None:
         self.observer.hears(self._cell(trial), result)
         if result.get("kept"):
-            self.fruitless[self._cell(trial).name] = 0
+            self.losses.keeps(self._cell(trial).name)
         if "failed" in result:
             self.tracebacks = True
             try:
@@ -119,7 +118,7 @@ class _Listener(tune.Callback, tune.Stopper):
     def on_trial_recover(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """Tune begins it again, in a new process: unless that has no end."""
         error = _error(trial)
-        if isinstance(error, RayActorError):
+        if isinstance(error, LOST):
             trial.config[GIVEN_UP] = self._lost(trial, error)
         else:
             trial.config[ERRORS] += 1
@@ -131,7 +130,7 @@ class _Listener(tune.Callback, tune.Stopper):
         """Tune ends it: also where a process is lost between two trials."""
         self.tracebacks = True
         cell, error, given_up = self._cell(trial), _error(trial), trial.config[GIVEN_UP]
-        if isinstance(error, RayActorError) and not given_up and not (given_up := self._lost(trial, error)):
+        if isinstance(error, LOST) and not given_up and not (given_up := self._lost(trial, error)):
             self.again.add(trial.config["cell"])
         else:
             self.observer.fails(cell, given_up or _words(error))
@@ -141,12 +140,10 @@ class _Listener(tune.Callback, tune.Stopper):
         names = self.observer.completed | self.observer.failures.keys()
         return all(index in self.again or self.observer.cells[index].name in names for index in cells)
 
-    def _lost(self, trial: Trial, error: RayActorError) -> str:
-        """Why it must not begin again, if so. A machine that was taken away with notice says nothing against the cell."""
-        name = self._cell(trial).name
-        self.fruitless[name] += not getattr(error, "preempted", False)
+    def _lost(self, trial: Trial, error: BaseException) -> str:
+        """Why it must not begin again, if so."""
         self._tries_again(trial, error)
-        return f"its process was lost {FRUITLESS} times in a row: {first_line(error)}" if self.fruitless[name] >= FRUITLESS else ""
+        return self.losses.loses(self._cell(trial).name, error)
 
     def _tries_again(self, trial: Trial, error: BaseException | None) -> None:
         cell = self._cell(trial)
@@ -169,6 +166,4 @@ def _error(trial: Trial) -> BaseException | None:
 
 
 def _words(error: BaseException | None) -> str:
-    if error is None:
-        return "it ended with an error that cannot be read here; see its traceback"
-    return f"{type(error).__name__}: {first_line(error)}"
+    return "it ended with an error that cannot be read here; see its traceback" if error is None else named(error)
