@@ -122,7 +122,9 @@ def stopped(running: Running) -> None:
 
 def head(running: Running) -> None:
     """The head with everything on it, the driver too; the same command on a new cluster, while the old one's nodes find out."""
+    of_job = int(driver_of(running)["driver_info"]["pid"])  # in a session of its own
     running.cluster.head.kill()
+    os.kill(of_job, signal.SIGKILL)
 
 
 FAULTS: dict[str, Callable[[Running], None]] = {
