@@ -2,6 +2,7 @@
 
 import os
 import sys
+import time
 import uuid
 from dataclasses import dataclass
 from typing import ClassVar
@@ -77,3 +78,12 @@ class Bench:
         run = self.tracking.start(folder.name, {}, {})
         sweeps = Sweeps(ray.put(source), source.fingerprint, self.artifacts, Execution(workers=workers, **execution), folder, run)
         return getattr(sweeps, kind)(stage, make, cells), run
+
+
+def wait_for(file, job=None):
+    """Until it is there: something that another process, which runs as long, makes."""
+    deadline = time.monotonic() + 150
+    while not file.exists():
+        assert job is None or job.poll() is None, job.communicate()
+        assert time.monotonic() < deadline, f"there is no {file}"
+        time.sleep(0.05)

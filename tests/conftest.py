@@ -15,6 +15,7 @@ import boto3
 import pytest
 import torch
 from aside import Aside, Program
+from line import Line, Server
 from local_cluster import clean_environment
 from moto.server import ThreadedMotoServer
 from observing import PROMETHEUS
@@ -27,6 +28,7 @@ from offmanifold.inference import METHODS, augmentation, concrete_dropout, ensem
 from offmanifold.models import vae, vgg
 from offmanifold.orchestration.session import ray
 from offmanifold.orchestration.storage import Storage
+from offmanifold.orchestration.tracking import Tracking
 from offmanifold.randomness import generator
 
 torch.set_num_threads(1)
@@ -240,3 +242,28 @@ def pytest_sessionfinish(session, exitstatus):
     if OUR_WARNINGS:
         print("\nwarnings of our own making:", *OUR_WARNINGS, sep="\n  ")
         session.exitstatus = 1
+
+
+@pytest.fixture(scope="session")
+def mlflow_server(tmp_path_factory: pytest.TempPathFactory, cluster: str) -> Iterator[Server]:
+    """A real one."""
+    server = Server(tmp_path_factory.mktemp("server"))
+    try:
+        server.wait()
+        yield server
+    finally:
+        server.stop()
+
+
+@pytest.fixture
+def line(mlflow_server: Server) -> Iterator[Line]:
+    """To that server."""
+    line = Line(mlflow_server.port)
+    yield line
+    line.close()
+
+
+@pytest.fixture
+def tracking(line: Line, tmp_path: Path) -> Tracking:
+    """An experiment of its own, over that line."""
+    return Tracking.open(line.uri, Storage.open(str(tmp_path)), uuid.uuid4().hex, minutes=0.5)

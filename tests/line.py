@@ -12,6 +12,9 @@ from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from local_cluster import free_port
+from mlflow.tracking import MlflowClient
+
+from offmanifold.orchestration.tracking import PARENT
 
 
 class Server:
@@ -114,3 +117,34 @@ class Line:
         request.send_header("Content-Length", str(len(content)))
         request.end_headers()
         request.wfile.write(content)
+
+
+def held(line, experiment_id):
+    """All that the server has of an experiment's runs, but what differs from run to run: name -> of the run, and of its trials by name."""
+    client = MlflowClient(f"http://127.0.0.1:{line.to}")
+    runs = client.search_runs([experiment_id])
+    found = {run.info.run_id: _said(client, run) for run in runs}
+    jobs = {run.info.run_name: (found[run.info.run_id], {}) for run in runs if PARENT not in run.data.tags}
+    names = {run.info.run_id: run.info.run_name for run in runs}
+    for run in runs:
+        if parent := run.data.tags.get(PARENT):
+            trials = jobs[names[parent]][1]
+            assert run.info.run_name not in trials, "twice"
+            trials[run.info.run_name] = found[run.info.run_id]
+    return jobs
+
+
+OF_ONE_RUN = ("mlflow.parentRunId", "offmanifold.id", "folder", "storage", "execution.name", "execution.storage", "execution.tracking_uri")
+OF_ONE_RUN += ("execution.tracking_patience", "mlflow.runName")
+
+
+def _said(client, run):
+    history = {name: client.get_metric_history(run.info.run_id, name) for name in run.data.metrics}
+    return {
+        "status": run.info.status,
+        "params": run.data.params,
+        "tags": {name: value for name, value in run.data.tags.items() if name not in OF_ONE_RUN},
+        "metrics": {name: sorted((point.step, repr(point.value)) for point in points) for name, points in history.items()},
+        "artifacts": sorted((file.path, file.file_size) for file in client.list_artifacts(run.info.run_id) if file.path != "config.json"),
+        "data": [given.dataset.digest for given in run.inputs.dataset_inputs],
+    }
