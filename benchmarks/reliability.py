@@ -207,11 +207,15 @@ def main(work: Sequence[str] = tuple(WORK), fault: Sequence[str] = tuple(FAULTS)
                     at = seconds()
                     FAULTS[fault_name](running)
                     said = running.end()
+                    old = cluster
                     if fault_name == "head":
                         cluster = clusters.enter_context(two_nodes(root))
                     if fault_name in AGAIN:
                         said = Running.submit(cluster, WORK[name], storage).end()
                     whole = seconds()
+                if old is not cluster:
+                    for machine in old.nodes:
+                        machine.kill()
                 check_equal(storage, undisturbed, said)
                 rows.append({"work": name, "fault": fault_name, "at": at, "pieces": len(there), "seconds": whole, "more": whole - alone})
                 told = [line for line in said.splitlines() if " made, " in line or "goes on" in line]

@@ -51,8 +51,7 @@ def what_it_says(cluster):
         with pytest.raises(JobError, match="a trial asks for 5 x"):  # two machines of the type are there, and there may be no more
             check_placement({"CPU": 0.2, "GPU": 1}, processes=5)
         asked = ([{"CPU": 1, "GPU": 3}], [{"CPU": 0.5, "GPU": 1}] * 5, [{"CPU": 0.5, "GPU": 1, "big_memory": 0}] * 4)
-        rooms = [room(trial) for trial in ({"CPU": 1, "GPU": 0.5}, {"CPU": 0.5, "GPU": 0})]
-        return {"room": rooms, "can_start": [can_start(each) for each in asked]}
+        return {"room": room({"CPU": 1, "GPU": 0.5}), "can_start": [can_start(each) for each in asked]}
 
 
 def main(root):

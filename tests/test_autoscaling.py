@@ -34,4 +34,4 @@ def test_where_the_types_are_not_on_the_head_the_autoscaler_is_asked(said):
 
 
 def test_room_is_that_of_the_machines_that_are_there_and_of_those_that_may_come(said):
-    assert said["room"] == [2, 8]  # a CPU each, two machines of each type
+    assert said["room"] == 2  # two machines of the type, a CPU each

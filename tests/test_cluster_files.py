@@ -65,20 +65,20 @@ def test_a_fault_in_a_file_for_ray_up_is_found(name, path, value, said):
     assert any(said in fault for fault in ray_up_faults(planted(RAY_UP[name], path, value)))
 
 
-GROUP = "2 spec workerGroupSpecs 0"
+GROUP = "0 spec workerGroupSpecs 0"
 
 
 @pytest.mark.parametrize(
     ("name", "path", "value", "said"),
     [
-        ("cluster", "2 spec enableIntreeAutoscaling", True, "enableIntreeAutoscaling: Extra inputs"),
-        ("cluster", "2 spec rayVersion", 2.6, "rayVersion: Input should be a valid string"),
-        ("cluster", "2 spec autoscalerOptions upscalingMode", "Agressive", "upscalingMode: Input should be 'Default'"),
-        ("cluster", "2 spec autoscalerOptions version", "v3", "version: Input should be 'v1' or 'v2'"),
-        ("cluster", "2 spec autoscalerOptions env 0 value", 900, "Pod.spec.containers.0.env.0.value: 900 is not of type"),
-        ("cluster", "2 spec authOptions mode", "tokens", "mode: Input should be 'disabled' or 'token'"),
-        ("cluster", "2 spec headGroupSpec rayStartParams num-cpus", 0, "num-cpus: Input should be a valid string"),
-        ("cluster", "2 spec headGroupSpec serviceType", "ClusterIp", "serviceType: Input should be 'ClusterIP'"),
+        ("cluster", "0 spec enableIntreeAutoscaling", True, "enableIntreeAutoscaling: Extra inputs"),
+        ("cluster", "0 spec rayVersion", 2.6, "rayVersion: Input should be a valid string"),
+        ("cluster", "0 spec autoscalerOptions upscalingMode", "Agressive", "upscalingMode: Input should be 'Default'"),
+        ("cluster", "0 spec autoscalerOptions version", "v3", "version: Input should be 'v1' or 'v2'"),
+        ("cluster", "0 spec autoscalerOptions env 0 value", 900, "Pod.spec.containers.0.env.0.value: 900 is not of type"),
+        ("cluster", "0 spec authOptions mode", "tokens", "mode: Input should be 'disabled' or 'token'"),
+        ("cluster", "0 spec headGroupSpec rayStartParams num-cpus", 0, "num-cpus: Input should be a valid string"),
+        ("cluster", "0 spec headGroupSpec serviceType", "ClusterIp", "serviceType: Input should be 'ClusterIP'"),
         ("cluster", f"{GROUP} minReplicas", "one", "minReplicas: Input should be a valid integer"),
         ("cluster", f"{GROUP} minReplicas", 9, "Ray: AssertionError"),
         ("cluster", f"{GROUP} groupname", "x", "groupname: Extra inputs"),
@@ -87,13 +87,13 @@ GROUP = "2 spec workerGroupSpecs 0"
         ("cluster", f"{GROUP} template spec containers 0 resources limits cpu", True, "Pod.spec.containers.0.resources.limits.cpu"),
         ("cluster", f"{GROUP} template spec containers 0 resources limits cpu", "seven", "Ray: "),
         ("cluster", f"{GROUP} template spec tolerations 0 effects", "x", "'effects' was unexpected"),
-        ("cluster", "0 datas", {}, "'datas' was unexpected"),
-        ("cluster", "2 metadata lables", {}, "'lables' was unexpected"),
-        ("cluster", "2 apiVersion", "ray.io/v1alpha1", "is not ray.io/v1"),
-        ("ensemble_robustness", "2 spec submissionMode", "k8sJobMode", "submissionMode: Input should be 'K8sJobMode'"),
-        ("ensemble_robustness", "2 spec backofflimit", 2, "backofflimit: Extra inputs"),
-        ("ensemble_robustness", "2 spec ttlSecondsAfterFinished", "600", "ttlSecondsAfterFinished: Input should be a valid integer"),
-        ("ensemble_robustness", "2 spec rayClusterSpec headGroupSpec", None, "rayClusterSpec.headGroupSpec: Field required"),
+        ("settings", "0 datas", {}, "'datas' was unexpected"),
+        ("cluster", "0 metadata lables", {}, "'lables' was unexpected"),
+        ("cluster", "0 apiVersion", "ray.io/v1alpha1", "is not ray.io/v1"),
+        ("ensemble_robustness", "0 spec submissionMode", "k8sJobMode", "submissionMode: Input should be 'K8sJobMode'"),
+        ("ensemble_robustness", "0 spec backofflimit", 2, "backofflimit: Extra inputs"),
+        ("ensemble_robustness", "0 spec ttlSecondsAfterFinished", "600", "ttlSecondsAfterFinished: Input should be a valid integer"),
+        ("ensemble_robustness", "0 spec rayClusterSpec headGroupSpec", None, "rayClusterSpec.headGroupSpec: Field required"),
     ],
 )
 def test_a_fault_in_a_file_for_kubernetes_is_found(name, path, value, said):

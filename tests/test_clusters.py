@@ -44,9 +44,10 @@ def strings(value):
 
 
 def test_a_storage_root_and_an_mlflow_address_are_all_that_is_to_be_filled_in():
-    for documents in [[RAY_UP["aws"]], *KUBERNETES.values()]:
+    for documents in ([RAY_UP["aws"]], KUBERNETES["settings"]):
         blanks = [text.removeprefix("--env=OFFMANIFOLD_STORAGE=").removeprefix("--env=MLFLOW_TRACKING_URI=") for text in strings(documents)]
         assert [text for text in blanks if "FILL-IN" in text] == ["s3://FILL-IN/offmanifold", "http://FILL-IN:5000"]
+    assert not [text for name in ("cluster", "ensemble_robustness") for text in strings(KUBERNETES[name]) if "FILL-IN" in text]
     gcp = (CLUSTERS / "gcp.yaml").read_text()
     assert re.findall(r"\S*FILL-IN\S*", gcp) == ["--env=MLFLOW_TRACKING_URI=http://FILL-IN:5000", "FILL-IN-ADDRESS:/SHARE"]
     assert RAY_UP["gcp"]["provider"]["project_id"] is None  # Ray refuses that: it is asked for, too
@@ -61,6 +62,15 @@ def test_what_was_not_filled_in_ends_the_head_with_a_message(name):
     assert "http://FILL-IN:5000: fill in docker.run_options of the cluster file" in blank.stderr
     filled = {"OFFMANIFOLD_STORAGE": "s3://bucket/offmanifold", "MLFLOW_TRACKING_URI": "http://mlflow:5000"}
     assert subprocess.run(["bash", "-c", check], env=filled).returncode == 0
+
+
+@pytest.mark.parametrize("spec", [SPEC, JOB["spec"]["rayClusterSpec"]], ids=["cluster", "job"])
+def test_every_pod_has_the_settings_and_the_account(spec):
+    made = {document["kind"]: document["metadata"]["name"] for document in KUBERNETES["settings"]}
+    for group in [spec["headGroupSpec"], *spec["workerGroupSpecs"]]:
+        pod = group["template"]["spec"]
+        assert pod["serviceAccountName"] == made["ServiceAccount"]
+        assert {"configMapRef": {"name": made["ConfigMap"]}} in pod["containers"][0]["envFrom"]
 
 
 def test_tokens_are_asked_for():
@@ -148,7 +158,6 @@ def test_ray_does_not_remember_a_launch_that_the_cloud_refused():
 
 def test_a_job_on_kubernetes_has_the_cluster_that_stands_alone():
     assert JOB["spec"]["rayClusterSpec"] == SPEC
-    assert KUBERNETES["cluster"][:-1] == KUBERNETES["ensemble_robustness"][:-1]
 
 
 def test_a_job_on_kubernetes_is_tried_again_under_the_name_of_its_run():
@@ -164,7 +173,7 @@ def test_a_job_on_kubernetes_is_tried_again_under_the_name_of_its_run():
 @pytest.mark.parametrize("name", RAY_UP)
 def test_what_is_uploaded_is_what_an_installation_needs(name):
     mounts = {target: source for target, source in RAY_UP[name]["file_mounts"].items() if target.startswith("/home/ray/uploaded/")}
-    assert set(mounts.values()) == {"platform", "jobs", "pyproject.toml", "constraints.txt", "README.md"}
+    assert set(mounts.values()) == {"platform", "jobs", "dashboards", "pyproject.toml", "constraints.txt", "README.md"}
     assert all(Path(target).name == source and (ROOT / source).exists() for target, source in mounts.items())
     for node_type in RAY_UP[name]["available_node_types"].values():
         commands = node_type.get("worker_setup_commands", RAY_UP[name]["setup_commands"] + RAY_UP[name]["worker_setup_commands"])

@@ -1,7 +1,9 @@
 """Manifold MNIST: what is in it, how it is written by any number of workers and nodes, and what is refused."""
 
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -17,7 +19,7 @@ from torch.distributions import Bernoulli, Independent, Normal, kl_divergence
 from torch.testing import assert_close
 
 from offmanifold.data import DataError, Source, manifold_mnist
-from offmanifold.data.shards import MANIFEST, UNFINISHED, Contents, Plan
+from offmanifold.data.shards import MANIFEST, UNFINISHED, Contents, Plan, contents_key
 from offmanifold.experiments import build_manifold_mnist, manifold
 from offmanifold.inference import autoencoder, sgd
 from offmanifold.models import vae
@@ -221,12 +223,13 @@ def test_a_job_that_was_cut_off_goes_on_after_the_parts_that_it_has_written(clus
     make = contents.make
     with pytest.raises(JobError, match="the line was cut"):
         find_or_write(replace(plan, prepare=lambda: contents._replace(make=cut)), str(tmp_path), Execution(workers=1))
-    lines = sorted((tmp_path / "unfinished").iterdir())
-    assert 2 < len(lines) < 6
+    lines = sorted((tmp_path / "unfinished").glob("*.json"))
+    assert len(lines) == 4
     (tmp_path / "train-00000.parquet").write_bytes(b"half")
-    lines[1].write_text(lines[1].read_text().replace('version.torch": "', 'version.torch": "0.'))  # of another library
+    for line, of, other in ((lines[1], "version.torch", "0.1"), (lines[2], "contents", "of another decoder")):
+        line.write_text(json.dumps({**json.loads(line.read_text()), of: other}))
     found, says = find_or_write(plan, str(tmp_path), Execution(workers=1))
-    assert says.startswith(f"shards: {6 - len(lines) + 2} made, {len(lines) - 2} found")
+    assert says.startswith("shards: 5 made, 1 found")
     assert found.manifest["files"] == json.loads((written / MANIFEST).read_bytes())["files"]
     assert not (tmp_path / "unfinished").exists()
 
@@ -237,6 +240,26 @@ def test_a_shard_that_cannot_be_made_ends_the_writing_with_its_error(cluster, pl
     with pytest.raises(JobError, match=r"part \d \(split \w+, shard \d, rows \d+\) was not written: 'NoneType' object"):
         find_or_write(broken, str(tmp_path / "new"), Execution())
     assert not (tmp_path / "new" / MANIFEST).exists()
+
+
+def test_parts_of_another_decoder_are_others(plan):
+    """The recipe names the VAE by how it was made: made again elsewhere, its weights are others in the last digits."""
+    contents = plan.prepare()
+    other = contents._replace(files={name: content + b" " for name, content in contents.files.items()})
+    assert contents.files
+    assert contents_key(plan, contents) == contents_key(plan, plan.prepare()) != contents_key(plan, other)
+
+
+def test_a_part_that_ends_its_process_time_and_again_ends_the_writing(cluster, plan, tmp_path, monkeypatch):
+    monkeypatch.setattr(shards, "FRUITLESS", 2)
+    contents = plan.prepare()
+
+    def deadly(part, device):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    with pytest.raises(JobError, match=r"part \d \(.*\) was not written: its process was lost 2 times"):
+        find_or_write(replace(plan, prepare=lambda: contents._replace(make=deadly)), str(tmp_path), Execution(workers=1))
+    assert (tmp_path / UNFINISHED).exists()
 
 
 # what is refused

@@ -11,7 +11,7 @@ import pytest
 import ray
 
 from offmanifold.orchestration.errors import JobError
-from offmanifold.orchestration.resources import check_placement
+from offmanifold.orchestration.resources import check_placement, room
 from offmanifold.orchestration.session import Execution, connect
 
 
@@ -51,6 +51,15 @@ def test_fewer_gpus_or_cpus_than_a_member_needs_are_said_at_once(cluster, monkey
     with pytest.raises(JobError) as error, connect(Execution(**asked)):
         raise AssertionError("it was let in")
     assert str(error.value).startswith(words)
+
+
+def test_room_is_also_that_of_machines_that_may_come_but_none_with_gpus_comes_for_trials_without(cluster, monkeypatch):
+    types = {"gpu-worker": ({"CPU": 8, "GPU": 4}, 2), "cpu-worker": ({"CPU": 8}, 3)}
+    monkeypatch.setattr("offmanifold.orchestration.resources.startable", lambda: types)
+    assert room({"CPU": 2, "GPU": 0}) == 1 + 3 * 4
+    assert room({"CPU": 1, "GPU": 1}) == 2 + 2 * 4
+    del types["cpu-worker"]
+    assert room({"CPU": 2, "GPU": 0}) == 1 + 2 * 4
 
 
 def test_what_the_autoscaler_can_start_is_waited_for_and_named_where_it_does_not_do(cluster, monkeypatch, capsys):

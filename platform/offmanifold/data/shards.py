@@ -209,6 +209,11 @@ def manifest(plan: Plan, about: Mapping[str, Any], files: Mapping[str, bytes], s
     return json.dumps({**content, "sha256": _hash(content)}, indent=1).encode()
 
 
+def contents_key(plan: Plan, contents: Contents) -> str:
+    """A hash of all that decides the rows: also of what was made for them, as a decoder, whose recipe alone the plan names."""
+    return _hash([plan.recipe, contents.about, {name: file_entry(file) for name, file in contents.files.items()}])
+
+
 def file_entry(content: bytes) -> dict[str, Any]:
     """What the manifest says of a file."""
     return {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}

@@ -93,6 +93,6 @@ class _Stage:
         else:
             self.observer.completes(cell)
 
-    def _fails(self, cell: Cell, error: RayError, said: str) -> None:
+    def _fails(self, cell: Cell, error: BaseException, said: str) -> None:
         self.plan.artifacts.storage.write(f"{self.scratch}/{self.observer.stage}/{cell.name}/error.txt", str(error).encode())
         self.observer.fails(cell, said)

@@ -51,6 +51,11 @@ class SweepDisplay:
         self.running[name] = words
         self.update()
 
+    def wait(self, name: str) -> None:
+        """A trial waits to be begun again."""
+        self.running.pop(name, None)
+        self.update()
+
     def found_meanwhile(self, name: str) -> None:
         """A trial's result was made by another run."""
         self.others.add(name)

@@ -25,6 +25,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from offmanifold.data import Data
 from offmanifold.orchestration.checkpoints import StoredCheckpoints
 from offmanifold.orchestration.errors import first_line
+from offmanifold.orchestration.losses import ProcessLost
 from offmanifold.orchestration.provenance import check_worker, digest
 from offmanifold.orchestration.resources import keep_memory, take_resources
 from offmanifold.orchestration.trial import Group
@@ -35,10 +36,6 @@ from offmanifold.result import Cell, Result
 POLL = 0.2
 """Seconds between two looks at what the processes say."""
 RESULT = "result"
-
-
-class ProcessLost(Exception):
-    """One of the processes did not end well; the message says why."""
 
 
 @dataclass(frozen=True)

@@ -4,10 +4,13 @@ from collections import Counter
 
 from ray.exceptions import OutOfMemoryError, RayActorError
 
-from offmanifold.orchestration.errors import first_line
 
-LOST = (RayActorError, OutOfMemoryError)
-"""How Ray says that a process, or its machine, was lost."""
+class ProcessLost(Exception):
+    """One of the processes that make a cell together did not end well; the message says why."""
+
+
+LOST = (RayActorError, OutOfMemoryError, ProcessLost)
+"""How it is said that a process, or its machine, was lost."""
 FRUITLESS = 5
 """Times that a cell's process may be lost in a row without anything kept: a machine that is too small for it loses it for ever."""
 
@@ -25,4 +28,8 @@ class Losses:
     def loses(self, cell: str, error: BaseException) -> str:
         """Why it must not begin again, if so. A machine that was taken away with notice says nothing against the cell."""
         self.fruitless[cell] += not getattr(error, "preempted", False)
-        return f"its process was lost {FRUITLESS} times in a row: {first_line(error)}" if self.fruitless[cell] >= FRUITLESS else ""
+        if self.fruitless[cell] < FRUITLESS:
+            return ""
+        # Ray's last line is the one that says how it went
+        said = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+        return f"its process was lost {FRUITLESS} times in a row, for want of memory perhaps: {said[-1]}"

@@ -78,11 +78,13 @@ class Observer:
         self.meters.count()
 
     def tries_again(self, cell: Cell, error: str, times: int) -> None:
-        """It failed, and has another try; it may not have begun to run."""
+        """It failed, and waits for another try; it may not have begun to run."""
         with self._tracked():
             self._begin(cell, found=False)
             self.open[cell.name].tag(error=error, retries=str(times))
-        self.display.say(cell.name, f"{error}; tried again")
+        console.print(f"{self.stage}: {cell.name}: {error}; tried again", markup=False)
+        self.display.wait(cell.name)
+        self.meters.count()
         self.meters.add({"retries": 1})
 
     def fails(self, cell: Cell, error: str) -> None:

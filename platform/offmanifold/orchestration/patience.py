@@ -56,7 +56,7 @@ class Patience:
             self.missed = True
             raise TrackingLost(self._lost)
         began = time.time()
-        call = partial(_twice, call)
+        call = partial(twice, call)
         try:
             try:
                 return call()
@@ -119,7 +119,7 @@ class Patience:
         return f"MLflow at {without_password(self.uri)}"
 
 
-def _twice(call: Callable[[], Answer]) -> Answer:
+def twice(call: Callable[[], Answer]) -> Answer:
     """Once more where the database refused it: the second time, what another has written is found."""
     try:
         return call()

@@ -50,9 +50,14 @@ def check_placement(trial: Mapping[str, float], processes: int = 1) -> None:
 
 
 def room(trial: Mapping[str, float]) -> int:
-    """How many trials the machines have room for at once: those that are there, and those that the autoscaler may start, where it tells."""
+    """How many trials the machines have room for at once: those that are there, and those that the autoscaler may start, where it tells.
+
+    It starts none with GPUs for trials without, as long as there are others.
+    """
     there = sum(_fit(trial, node["Resources"]) for node in ray.nodes() if node["Alive"])
-    return there + sum(_could(trial, startable()).values())
+    groups = startable()
+    plain = {name: group for name, group in groups.items() if trial.get("GPU") or not group[0].get("GPU")}
+    return there + sum(_could(trial, plain or groups).values())
 
 
 def take_resources(cpus: float) -> torch.device:

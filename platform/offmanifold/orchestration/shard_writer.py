@@ -1,6 +1,7 @@
 """In a worker of a data set: makes and writes part after part, and leaves out what an earlier job has written."""
 
 import json
+from dataclasses import dataclass
 from typing import Any
 
 import ray
@@ -16,36 +17,70 @@ WRITTEN = "unfinished"
 """Folder of a line for each part that is written, until the data set is whole."""
 
 
+@dataclass(frozen=True)
+class Order:
+    """What all writers of a data set share."""
+
+    make: MakePart
+    contents: str
+    """Hash of all that decides the rows."""
+    job: str
+    """Whose parts these are: no other has this name."""
+    storage: Storage
+    cpus: float
+    package: str
+    """Digest of the driver's package."""
+    tries: int
+    """Of a part whose process is lost: Ray Data itself would begin it again for ever."""
+
+
 class Writer:
     """It holds what makes the parts (the decoder, ...), on the device that Ray gave."""
 
-    def __init__(self, make: MakePart, key: str, storage: Storage, cpus: float, package: str) -> None:
-        self.make, self.key, self.storage, self.package = make, key, storage, package
-        self.device = take_resources(cpus)
+    def __init__(self, order: Order) -> None:
+        self.order, self.storage = order, order.storage
+        self.device = take_resources(order.cpus)
         keep_memory()
 
     def __call__(self, batch: dict[str, NDArray[Any]]) -> dict[str, list[Any]]:
         """One part: the line of it that the driver reads."""
         part, what = int(batch["part"][0]), str(batch["what"][0])
-        line: dict[str, Any] = {"part": part, "written": "", "found": False, "error": ""}
+        line: dict[str, Any] = {"part": part, "written": "", "error": ""}
         try:
-            check_worker(self.package)
-            if not self.storage.has(UNFINISHED):
-                raise JobError(self.storage.unseen())
+            check_worker(self.order.package)
+            self._check_open()
             name = f"{WRITTEN}/{part:05}.json"
-            stamp = {"what": what, "key": self.key, **{name: value for name, value in versions().items() if name != "machine"}}
+            stamp = {"what": what, "contents": self.order.contents, **versions()}
+            del stamp["machine"]
             line["written"] = self._found(name, stamp)
-            line["found"] = bool(line["written"])
-            if not line["found"]:
-                line["written"] = json.dumps({**stamp, **self._write(what)})
+            if not line["written"]:
+                self._begin(part)
+                line["written"] = json.dumps({**stamp, "job": self.order.job, **self._write(what)})
                 self.storage.write(name, line["written"].encode())
         except Exception as error:  # one line for the driver, which ends the job with it
             line["error"] = first_line(error)
         return {name: [value] for name, value in line.items()}
 
+    def _check_open(self) -> None:
+        """The driver sees the same storage, and has not ended the data set: another job may have, where this one's driver is gone."""
+        if not self.storage.has(UNFINISHED):
+            raise JobError(self.storage.unseen())
+
+    def _begin(self, part: int) -> None:
+        """Notes it; ``JobError`` where that was often enough."""
+        name = f"{WRITTEN}/{part:05}.begun"
+        try:
+            times = self.storage.read(name).decode().count(self.order.job)
+        except FileNotFoundError:
+            times = 0
+        if times >= self.order.tries:
+            raise JobError(f"its process was lost {times} times in a row, for want of memory perhaps")
+        self.storage.write(name, f"{self.order.job}\n".encode() * (times + 1))
+
     def _write(self, what: str) -> dict[str, Any]:
-        made = self.make(json.loads(what), self.device)
+        made = self.order.make(json.loads(what), self.device)
         node, entries = ray.get_runtime_context().get_node_id(), {}
+        self._check_open()
         for name, table in made.tables.items():
             shard = write_shard(table)
             self.storage.write(name, shard.content)
@@ -57,7 +92,9 @@ class Writer:
         try:
             line = self.storage.read(name).decode()
             written = json.loads(line)
+            if {key: written[key] for key in stamp} != stamp:
+                return ""
             whole = all(file_entry(self.storage.read(shard)).items() <= entry.items() for shard, entry in written["shards"].items())
-        except (FileNotFoundError, ValueError):
+        except (FileNotFoundError, ValueError, KeyError, TypeError):  # of a shard, or of the line itself
             return ""
-        return line if whole and stamp.items() <= written.items() else ""
+        return line if whole else ""

@@ -5,6 +5,7 @@ import logging
 import os
 import sys
 import threading
+import uuid
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -15,17 +16,19 @@ from typing import Any
 import ray
 import ray.data
 import torch
+from ray.exceptions import RayError
 
 from offmanifold.data import DataError
-from offmanifold.data.shards import MANIFEST, UNFINISHED, Closing, MakePart, Note, Plan, Shards, manifest, without
+from offmanifold.data.shards import MANIFEST, UNFINISHED, Closing, Note, Plan, Shards, contents_key, manifest, without
 from offmanifold.orchestration.differences import differences
 from offmanifold.orchestration.display import SweepDisplay, console
-from offmanifold.orchestration.errors import JobError
+from offmanifold.orchestration.errors import JobError, named
+from offmanifold.orchestration.losses import FRUITLESS
 from offmanifold.orchestration.meters import Meters
 from offmanifold.orchestration.provenance import digest, versions
 from offmanifold.orchestration.resources import room
 from offmanifold.orchestration.session import Execution
-from offmanifold.orchestration.shard_writer import WRITTEN, Writer
+from offmanifold.orchestration.shard_writer import WRITTEN, Order, Writer
 from offmanifold.orchestration.storage import LOOK, Storage
 
 WRITING = "writing"
@@ -57,7 +60,9 @@ def find_or_write(plan: Plan, root: str, execution: Execution, experiment: str =
         display = SweepDisplay("shards", total=_count(plan))
         meters = Meters(experiment, "shards", display)
         try:
-            written, notes = _write_shards(plan, contents.make, storage, execution, display, meters)
+            key, job = contents_key(plan, contents), uuid.uuid4().hex
+            order = Order(contents.make, key, job, storage, execution.cpus_per_trial, digest(), FRUITLESS)
+            written, notes = _write_shards(plan, order, execution, display, meters)
         finally:
             display.close()
         if lost := written.keys() - set(_names(storage)):
@@ -127,7 +132,7 @@ def _count(plan: Plan) -> int:
 
 
 def _write_shards(
-    plan: Plan, make: MakePart, storage: Storage, execution: Execution, display: SweepDisplay, meters: Meters
+    plan: Plan, order: Order, execution: Execution, display: SweepDisplay, meters: Meters
 ) -> tuple[dict[str, dict[str, Any]], list[Note]]:
     """Name of a shard -> what the manifest says of it; and all notes. What comes back from the actors is a line a part."""
     todo = [{"part": index, "what": json.dumps(part)} for index, part in enumerate(plan.parts)]
@@ -138,7 +143,7 @@ def _write_shards(
         batch_size=1,
         batch_format="numpy",
         compute=ray.data.ActorPoolStrategy(size=max(1, min(len(todo) // SHARDS_AN_ACTOR, execution.workers or room(execution.trial)))),
-        fn_constructor_args=(make, plan.key, storage, execution.cpus_per_trial, digest()),
+        fn_constructor_args=(order,),
         num_cpus=execution.cpus_per_trial,
         num_gpus=execution.trial["GPU"] or None,
         resources=execution.custom_resources or None,
@@ -146,20 +151,23 @@ def _write_shards(
     written: dict[str, dict[str, Any]] = {}
     notes: dict[int, list[Note]] = {}
     display.update()
-    with _without(b"ray/issues/53727"):  # a warning of Ray's of what Ray Data does by itself
-        for line in lines.iter_rows():
-            if line["error"]:
-                what = ", ".join(f"{key} {value}" for key, value in plan.parts[line["part"]].items() if isinstance(value, str | int))
-                raise JobError(f"part {line['part']} ({what}) was not written: {line['error']}")
-            of_part = json.loads(line["written"])
-            written |= of_part["shards"]
-            notes[line["part"]] = of_part["notes"]
-            if line["found"]:
-                display.found_meanwhile(str(line["part"]))
-            else:
-                meters.add({"sharded_images": sum(entry["rows"] for entry in of_part["shards"].values())})
-            display.finish(str(line["part"]))
-            meters.count()
+    try:
+        with _without(b"ray/issues/53727"):  # a warning of Ray's of what Ray Data does by itself
+            for line in lines.iter_rows():
+                if line["error"]:
+                    what = ", ".join(f"{key} {value}" for key, value in plan.parts[line["part"]].items() if isinstance(value, str | int))
+                    raise JobError(f"part {line['part']} ({what}) was not written: {line['error']}")
+                of_part = json.loads(line["written"])
+                written |= of_part["shards"]
+                notes[line["part"]] = of_part["notes"]
+                if of_part["job"] != order.job:
+                    display.found_meanwhile(str(line["part"]))
+                else:
+                    meters.add({"sharded_images": sum(entry["rows"] for entry in of_part["shards"].values())})
+                display.finish(str(line["part"]))
+                meters.count()
+    except RayError as error:
+        raise JobError(f"Ray Data has ended ({named(error)}); what is written is kept, and the same command goes on") from error
     return written, [note for part in sorted(notes) for note in notes[part]]
 
 

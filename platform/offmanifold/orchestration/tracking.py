@@ -28,7 +28,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from offmanifold.experiments.report import Metric as Point
 from offmanifold.orchestration.differences import flatten
 from offmanifold.orchestration.errors import JobError, first_line
-from offmanifold.orchestration.patience import Patience
+from offmanifold.orchestration.patience import Patience, twice
 from offmanifold.orchestration.storage import Storage
 from offmanifold.orchestration.tracking_store import check_store, database, default_uri, without_password
 
@@ -74,7 +74,7 @@ class Tracking:
                     if found is None:
                         raise
                     identifier = found.experiment_id
-            client.set_experiment_tag(identifier, "mlflow.experimentKind", "custom_model_development")
+            twice(partial(client.set_experiment_tag, identifier, "mlflow.experimentKind", "custom_model_development"))
         except (MlflowException, SQLAlchemyError, sqlite3.Error, OSError) as error:
             shown = without_password(uri)
             reason = first_line(error).replace("<database_uri>", shown)  # in its advice on a store of another version

@@ -16,6 +16,7 @@ from offmanifold.inference.sgd import TrainingFailed
 from offmanifold.orchestration.artifacts import Artifacts
 from offmanifold.orchestration.checkpoints import StoredCheckpoints
 from offmanifold.orchestration.errors import StorageError, named
+from offmanifold.orchestration.losses import ProcessLost
 from offmanifold.orchestration.provenance import OtherPackage, check_worker, digest, versions
 from offmanifold.orchestration.resources import keep_memory, release_memory, take_resources
 from offmanifold.progress import Checkpoints, Progress, amounts, figures
@@ -164,7 +165,7 @@ def run_trial(params: dict[str, Any], plan: Plan[Cell], source: Data, retries: i
         work(plan, params["cell"], source, tune.report)
     except Exception as error:
         would_come_again = isinstance(error, TrainingFailed | OtherPackage)
-        if params[ERRORS] < retries and not would_come_again:
+        if isinstance(error, ProcessLost) or (params[ERRORS] < retries and not would_come_again):
             raise  # Tune begins it again, in a new process
         tune.report({"failed": named(error), "traceback": traceback.format_exc()})
 

@@ -40,7 +40,12 @@ def run_trials(plan: Plan[Any], source: "ray.ObjectRef[Data]", execution: Execut
     try:
         while cells:
             listener.again = set()
-            _fit(trainable, sorted(cells), storage, place, execution, listener)
+            try:
+                _fit(trainable, sorted(cells), storage, place, execution, listener)
+            except RuntimeError as error:
+                if not isinstance(error.__cause__, LOST):
+                    raise
+                listener.ends_all(cells, error.__cause__)
             cells = listener.again if listener.has_ended(cells) else set()
             place = f"{place}-again"
     except OSError as error:  # Tune's own files
@@ -135,6 +140,20 @@ class _Listener(tune.Callback, tune.Stopper):
         else:
             self.observer.fails(cell, given_up or _words(error))
 
+    def ends_all(self, cells: set[int], error: BaseException) -> None:
+        """Tune has given up all trials, of which one was lost in a way that Tune does not know: for want of memory."""
+        self.tracebacks = True
+        for index in cells:
+            cell = self.observer.cells[index]
+            if cell.name in self.observer.completed or cell.name in self.observer.failures:
+                continue
+            if cell.name in self.observer.open and (given_up := self.losses.loses(cell.name, error)):
+                self.observer.fails(cell, given_up)
+                continue
+            if cell.name in self.observer.open:
+                self._begins_again(cell, error)
+            self.again.add(index)
+
     def has_ended(self, cells: set[int]) -> bool:
         """Have all of these, well or not, or is it that somebody has interrupted them?"""
         names = self.observer.completed | self.observer.failures.keys()
@@ -142,11 +161,15 @@ class _Listener(tune.Callback, tune.Stopper):
 
     def _lost(self, trial: Trial, error: BaseException) -> str:
         """Why it must not begin again, if so."""
-        self._tries_again(trial, error)
-        return self.losses.loses(self._cell(trial).name, error)
+        given_up = self.losses.loses(self._cell(trial).name, error)
+        if not given_up:
+            self._tries_again(trial, error)
+        return given_up
 
     def _tries_again(self, trial: Trial, error: BaseException | None) -> None:
-        cell = self._cell(trial)
+        self._begins_again(self._cell(trial), error)
+
+    def _begins_again(self, cell: Cell, error: BaseException | None) -> None:
         self.tracebacks = True
         self.times[cell.name] += 1
         self.observer.tries_again(cell, _words(error), self.times[cell.name])
