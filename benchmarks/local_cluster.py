@@ -51,7 +51,8 @@ class Node:
 
     def kill(self) -> None:
         """All of it at once, as a machine that is switched off."""
-        os.killpg(self.process.pid, signal.SIGKILL)
+        with suppress(ProcessLookupError):  # it is gone
+            os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
 
     def ask_to_end(self) -> None:
