@@ -28,9 +28,11 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     ray = Path(os.environ.get("RAY_TMPDIR", "/tmp"), "ray")
     parser.add_argument("--ray", type=Path, default=ray, help="the head's folder, its --temp-dir (default: $RAY_TMPDIR/ray, else /tmp/ray)")
-    parser.add_argument("--data", type=Path, default=HERE.parent / "results/observe", help="where both keep their data")
-    parser.add_argument("--prometheus-port", type=int, default=9090)
-    parser.add_argument("--grafana-port", type=int, default=3000)
+    parser.add_argument(
+        "--data", type=Path, default=HERE.parent / "results/observe", help="where both keep their data (default: results/observe)"
+    )
+    parser.add_argument("--prometheus-port", type=int, default=9090, help="(default: 9090)")
+    parser.add_argument("--grafana-port", type=int, default=3000, help="(default: 3000)")
     return parser.parse_args()
 
 
@@ -84,7 +86,7 @@ def commands(data: Path, port: int) -> dict[str, list[str]]:
         return found
     if shutil.which("docker") and not subprocess.run(["docker", "compose", "ls"], capture_output=True).returncode:
         return {"docker": ["docker", "compose", "--file", str(HERE / "compose.yaml"), "up", "--abort-on-container-exit"]}
-    raise Failed("neither prometheus is on the PATH nor does docker compose run: install Prometheus and Grafana, or Docker")
+    raise Failed("neither prometheus is on the PATH nor does `docker compose ls` end well: install Prometheus and Grafana, or start Docker")
 
 
 def observe(asked: argparse.Namespace) -> None:

@@ -131,4 +131,4 @@ def test_where_nothing_is_installed_observe_says_what_to_install(tmp_path):
     process = observe("--ray", str(tmp_path), "--data", str(tmp_path / "data"), *ports, PATH="")
     _, errors = process.communicate(timeout=20)
     assert process.returncode == 1
-    assert errors.startswith("error: neither prometheus is on the PATH nor does docker compose run")
+    assert errors.startswith("error: neither prometheus is on the PATH nor does `docker compose ls` end well")

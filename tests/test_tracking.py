@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import signal
 import sqlite3
 import time
 from contextlib import ExitStack, closing
@@ -15,6 +16,7 @@ from offmanifold.orchestration.display import SweepDisplay
 from offmanifold.orchestration.errors import JobError
 from offmanifold.orchestration.record import recording
 from offmanifold.orchestration.runs import RunFolder, open_run
+from offmanifold.orchestration.session import stoppable
 from offmanifold.orchestration.storage import Storage
 from offmanifold.orchestration.tracking import VIEW, Tracking
 
@@ -82,6 +84,15 @@ def test_a_job_that_breaks_leaves_a_failed_run_with_its_error(folder, store):
     assert found.info.status == "FAILED"
     assert found.data.tags["error"] == "ZeroDivisionError: nothing to divide by"
     assert found.data.params == {"a.b": "1"}
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_job_that_is_stopped_leaves_a_killed_run(folder, store, number):
+    run, before = store.start("stopped", {}, {}), signal.getsignal(number)
+    with pytest.raises((KeyboardInterrupt, SystemExit)), stoppable(), recording(RunFolder(folder, "tests", "stopped"), run):
+        signal.raise_signal(number)
+    assert store.client.get_run(run.run_id).info.status == "KILLED"
+    assert signal.getsignal(number) is before
 
 
 def test_nested_fields_become_dotted_names():

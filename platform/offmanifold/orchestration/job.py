@@ -68,7 +68,8 @@ class Job(Generic[Config]):
         self.resources.enter_context(recording(run.folder, run.tracked))
         self._sweeps = Sweeps(ray.put(source), source.fingerprint, Artifacts(self.storage), self.execution, run.folder, run.tracked)
         if run.goes_on:
-            console.print(f"{run.folder.name} goes on: an earlier job began it", markup=False)
+            how = "ended well before: it is reported anew" if run.ended_well else "goes on: an earlier job began it"
+            console.print(f"{run.folder.name} {how}", markup=False)
         run.folder.note(data=[source.name, source.fingerprint, source.says])
         run.tracked.saw(source.name, source.fingerprint, source.says)
         console.print(f"{run.folder.name}: {source.name}, {source.says}", markup=False)
@@ -160,7 +161,8 @@ class Job(Generic[Config]):
 def start(doc: str | None, presets: Mapping[str, Config]) -> Iterator[Job[Config]]:
     """The job of this script, with the config of its command line.
 
-    Exit code 0; 1 with the error's line when data, storage or MLflow are missing or a trial failed; 2 for a bad config; 130 for Ctrl-C.
+    Exit code 0; 1 with the error's line when data, storage or MLflow are missing or a trial failed; 2 for a bad config; 130 for Ctrl-C, 143
+    for SIGTERM.
     """
     config, execution, preset = parse(doc or "", presets)
     experiment = Path(sys.argv[0]).stem
@@ -180,9 +182,10 @@ def start(doc: str | None, presets: Mapping[str, Config]) -> Iterator[Job[Config
         where = f"the results are in {execution.storage}"
         print(f"error: MLflow's store did not take what the job says ({first_line(error)}); {where}", file=sys.stderr)
         raise SystemExit(1) from None
-    except KeyboardInterrupt:
-        print("interrupted; what was finished is kept, and the same command goes on from there", file=sys.stderr)
-        raise SystemExit(130) from None
+    except (KeyboardInterrupt, SystemExit) as stop:
+        how, code = ("interrupted", 130) if isinstance(stop, KeyboardInterrupt) else ("stopped", 143)
+        print(f"{how}; what was finished is kept, and the same command goes on from there", file=sys.stderr)
+        raise SystemExit(code) from None
 
 
 def _write_report(report: Report, folder: Path) -> list[Path]:

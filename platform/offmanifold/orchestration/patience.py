@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from textwrap import shorten
 from typing import TypeVar
 
 from mlflow.exceptions import MlflowException
@@ -89,7 +90,8 @@ class Patience:
                 if not said:
                     said = True
                     console.print(
-                        f"{self._where} does not answer ({first_line(error)}); waits up to {self.minutes:g} minutes", markup=False
+                        f"{self._where} does not answer ({shorten(first_line(error), 120)}); waits up to {self.minutes:g} minutes",
+                        markup=False,
                     )
             else:
                 if said:
@@ -100,7 +102,7 @@ class Patience:
         raise TrackingLost(self._lost)
 
     def _give_up(self, began: float) -> None:
-        self._lost = f"{self._where} has not answered since {time.strftime('%H:%M', time.localtime(began))}"
+        self._lost = f"{self._where} has not answered since {time.strftime('%Y-%m-%d %H:%M', time.localtime(began))}"
         self._looked = time.monotonic()
         self.missed = True
 

@@ -32,7 +32,7 @@ def recording(folder: RunFolder, run: TrackedRun) -> Iterator[None]:
     """
     try:
         yield
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit):  # Ctrl-C, or SIGTERM: ``ray job stop``, which kills after three seconds
         run.tracking.patience.minutes = 0  # who interrupts does not wait
         with suppress(MlflowException, StorageError, TrackingLost):
             folder.note(status="KILLED", ended=now())

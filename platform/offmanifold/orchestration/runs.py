@@ -93,6 +93,8 @@ class Opened:
     tracked: TrackedRun
     goes_on: bool
     """Was it begun by an earlier job?"""
+    ended_well: bool = False
+    """And was that job's report made?"""
 
 
 def run_folders(storage: Storage) -> Iterator[RunFolder]:
@@ -156,7 +158,7 @@ def open_run(
         run = tracking.start(folder.name, params, tags, started)
         folder.write(CONFIG, json.dumps({**params, MLFLOW_RUN: run.run_id}, indent=1, default=str).encode())
         folder.write(TRACKING, json.dumps({"tags": {**source_tags(), **tags}, "started": started, "status": ""}, indent=1).encode())
-    return Opened(folder, run, goes_on=bool(earlier))
+    return Opened(folder, run, bool(earlier), earlier == "FINISHED")
 
 
 def _cut_off(storage: Storage, tracking: Tracking, recipe: str, until: ExitStack) -> tuple[RunFolder | None, str]:

@@ -3,7 +3,10 @@
 import logging
 import os
 import re
+import signal
 import socket
+import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -111,9 +114,23 @@ def connect(execution: Execution, storage: Storage | None = None) -> Iterator[No
         check_placement(execution.trial)
         if storage is not None:
             check_nodes(storage)
-        yield
+        with stoppable():
+            yield
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def stoppable() -> Iterator[None]:
+    """SIGTERM (``ray job stop``) ends the job as ``SystemExit``: Ray's own handler prints its stack, and aborts."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
 
 
 def _reach(address: str) -> None:

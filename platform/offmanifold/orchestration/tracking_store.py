@@ -28,6 +28,8 @@ def without_password(uri: str) -> str:
 
 def check_store(uri: str) -> None:
     """``JobError`` or ``sqlite3.Error`` where no store answers there: MLflow would try for minutes."""
+    if ":" not in uri and uri != "databricks":
+        raise JobError(f"{uri} is no address of MLflow: name a server (http://HOST:5000) or a file (sqlite:////FOLDER/mlflow.db)")
     if uri.startswith(("http://", "https://")):
         if uri != without_password(uri):
             raise JobError(
