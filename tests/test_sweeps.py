@@ -18,14 +18,11 @@ import pandas as pd
 import pytest
 import ray
 import torch
-from bench import Bench, Deadly, Squared, square, values
-from ray.air.execution._internal.actor_manager import RayActorManager
-from ray.exceptions import OutOfMemoryError, RayActorError
+from bench import Bench, Squared, square, values
 
 from offmanifold.orchestration.artifacts import Artifacts, folder
 from offmanifold.orchestration.display import SweepDisplay
 from offmanifold.orchestration.errors import StorageError
-from offmanifold.orchestration.losses import ProcessLost
 from offmanifold.orchestration.storage import Storage
 from offmanifold.orchestration.tracking import Tracking
 from offmanifold.result import Result, recipe_key
@@ -117,55 +114,6 @@ def test_the_error_of_a_trial_that_succeeds_when_it_is_tried_again_is_kept(bench
     assert (child.data.tags["error"], child.data.tags["retries"]) == ("ConnectionError: the line was cut", "1")
     (errors,) = Path(bench.artifacts.storage.root, "tune").rglob("error.txt")
     assert "the line was cut" in errors.read_text()
-
-
-def as_ray_says_it_for_want_of_memory(self, tracked_actor_task, exception, heard=RayActorManager._actor_task_failed):
-    heard(self, tracked_actor_task, OutOfMemoryError("killed") if isinstance(exception, RayActorError) else exception)
-
-
-@pytest.mark.parametrize("memory", [False, True])
-def test_a_lost_process_is_no_failed_try_but_one_that_is_lost_time_and_again_is_given_up(bench, digits, tmp_path, monkeypatch, memory):
-    if memory:
-        monkeypatch.setattr(RayActorManager, "_actor_task_failed", as_ray_says_it_for_want_of_memory)
-    monkeypatch.setattr("offmanifold.orchestration.losses.FRUITLESS", 2)
-
-    def lost(cell, *arguments):
-        if cell.number == 3 or not (tmp_path / "lost").exists():
-            (tmp_path / "lost").touch()
-            os.kill(os.getpid(), signal.SIGKILL)
-        return square(cell, *arguments)
-
-    outcome, run = bench.sweep(lost, [Squared(2), Squared(3)], digits, retries=0)
-    assert values(outcome) == {"square of 2": 4}
-    (error,) = outcome.failures.values()
-    assert error.startswith("its process was lost 2 times in a row")
-    child = run.children("stage")["square of 2"]
-    assert (child.info.status, child.data.tags["retries"]) == ("FINISHED", "1")
-    assert ("OutOfMemoryError" if memory else "ActorDiedError") in child.data.tags["error"]
-
-
-def test_that_one_of_the_processes_of_a_group_was_lost_is_no_failed_try_either(bench, digits, monkeypatch):
-    monkeypatch.setattr("offmanifold.orchestration.losses.FRUITLESS", 2)
-
-    def lost(cell, *arguments):
-        raise ProcessLost("process 1 was lost")
-
-    outcome, run = bench.sweep(lost, [Squared(2)], digits, retries=0)
-    assert outcome.failures == {"square of 2": "its process was lost 2 times in a row, for want of memory perhaps: process 1 was lost"}
-    assert run.children("stage")["square of 2"].data.tags["retries"] == "1"
-
-
-def test_a_process_that_dies_before_its_trial_begins_is_not_begun_again_for_ever(bench, digits, monkeypatch):
-    monkeypatch.setattr("offmanifold.orchestration.losses.FRUITLESS", 2)
-    deadly = Deadly()
-
-    def make(cell, *arguments):
-        return square(cell, *arguments) if deadly else None
-
-    outcome, run = bench.sweep(make, [Squared(2)], digits, retries=0)
-    (error,) = outcome.failures.values()
-    assert error.startswith("its process was lost 2 times in a row")
-    assert run.children("stage")["square of 2"].info.status == "FAILED"
 
 
 def test_a_machine_that_does_not_see_what_the_driver_wrote_ends_the_sweep(bench, digits, monkeypatch):

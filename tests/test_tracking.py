@@ -13,7 +13,7 @@ import pytest
 from offmanifold.orchestration.collect import collect
 from offmanifold.orchestration.differences import flatten
 from offmanifold.orchestration.display import SweepDisplay
-from offmanifold.orchestration.errors import JobError
+from offmanifold.orchestration.errors import JobError, Stopped
 from offmanifold.orchestration.record import recording
 from offmanifold.orchestration.runs import RunFolder, open_run
 from offmanifold.orchestration.session import stoppable
@@ -89,7 +89,7 @@ def test_a_job_that_breaks_leaves_a_failed_run_with_its_error(folder, store):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_job_that_is_stopped_leaves_a_killed_run(folder, store, number):
     run, before = store.start("stopped", {}, {}), signal.getsignal(number)
-    with pytest.raises((KeyboardInterrupt, SystemExit)), stoppable(), recording(RunFolder(folder, "tests", "stopped"), run):
+    with pytest.raises((KeyboardInterrupt, Stopped)), stoppable(), recording(RunFolder(folder, "tests", "stopped"), run):
         signal.raise_signal(number)
     assert store.client.get_run(run.run_id).info.status == "KILLED"
     assert signal.getsignal(number) is before

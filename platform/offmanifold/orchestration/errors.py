@@ -9,6 +9,10 @@ class StorageError(JobError):
     """The storage root cannot be read or written, or holds what this version cannot read: no trial can go on."""
 
 
+class Stopped(SystemExit):
+    """By SIGTERM, as ``ray job stop`` sends it: no script's own ``sys.exit``."""
+
+
 def first_line(error: BaseException) -> str:
     """What an exception says, without what follows: for the brackets of a message of ours."""
     lines = str(error).strip().splitlines()

@@ -19,7 +19,7 @@ from offmanifold.experiments.report import Report
 from offmanifold.orchestration.artifacts import Altered, Artifacts
 from offmanifold.orchestration.command_line import parse
 from offmanifold.orchestration.display import console
-from offmanifold.orchestration.errors import JobError, first_line
+from offmanifold.orchestration.errors import JobError, Stopped, first_line
 from offmanifold.orchestration.patience import TrackingLost
 from offmanifold.orchestration.provenance import check_script, git_commit, versions
 from offmanifold.orchestration.record import log_report, note_report, recording
@@ -182,7 +182,7 @@ def start(doc: str | None, presets: Mapping[str, Config]) -> Iterator[Job[Config
         where = f"the results are in {execution.storage}"
         print(f"error: MLflow's store did not take what the job says ({first_line(error)}); {where}", file=sys.stderr)
         raise SystemExit(1) from None
-    except (KeyboardInterrupt, SystemExit) as stop:
+    except (KeyboardInterrupt, Stopped) as stop:
         how, code = ("interrupted", 130) if isinstance(stop, KeyboardInterrupt) else ("stopped", 143)
         print(f"{how}; what was finished is kept, and the same command goes on from there", file=sys.stderr)
         raise SystemExit(code) from None

@@ -16,7 +16,7 @@ from mlflow.exceptions import MlflowException
 from offmanifold.experiments.report import Metric, Report
 from offmanifold.orchestration.artifacts import Altered, read_manifest
 from offmanifold.orchestration.display import console
-from offmanifold.orchestration.errors import StorageError
+from offmanifold.orchestration.errors import Stopped, StorageError
 from offmanifold.orchestration.patience import TrackingLost
 from offmanifold.orchestration.runs import FOLDER, MLFLOW_RUN, RECIPES, TRACKING, RunFolder, references, run_recipe
 from offmanifold.orchestration.tracking import IDENTITY, RECIPE, STORAGE, TrackedRun, Tracking, now, source_tags
@@ -32,7 +32,7 @@ def recording(folder: RunFolder, run: TrackedRun) -> Iterator[None]:
     """
     try:
         yield
-    except (KeyboardInterrupt, SystemExit):  # Ctrl-C, or SIGTERM: ``ray job stop``, which kills after three seconds
+    except (KeyboardInterrupt, Stopped):  # ``ray job stop`` kills three seconds later
         run.tracking.patience.minutes = 0  # who interrupts does not wait
         with suppress(MlflowException, StorageError, TrackingLost):
             folder.note(status="KILLED", ended=now())

@@ -5,7 +5,6 @@ import os
 import re
 import signal
 import socket
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +14,7 @@ from typing import Any
 import ray
 from ray.exceptions import AuthenticationError
 
-from offmanifold.orchestration.errors import JobError, first_line
+from offmanifold.orchestration.errors import JobError, Stopped, first_line
 from offmanifold.orchestration.nodes import check_nodes, worker_environment
 from offmanifold.orchestration.resources import check_placement
 from offmanifold.orchestration.storage import Storage, default_storage
@@ -122,11 +121,15 @@ def connect(execution: Execution, storage: Storage | None = None) -> Iterator[No
 
 @contextmanager
 def stoppable() -> Iterator[None]:
-    """SIGTERM (``ray job stop``) ends the job as ``SystemExit``: Ray's own handler prints its stack, and aborts."""
+    """SIGTERM ends the job as ``Stopped``: Ray's own handler prints its stack, and aborts."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+
+    def stop(number: int, frame: Any) -> None:
+        raise Stopped(128 + number)
+
+    before = signal.signal(signal.SIGTERM, stop)
     try:
         yield
     finally:
