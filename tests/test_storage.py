@@ -211,3 +211,18 @@ def test_where_there_is_no_room_nothing_is_left_and_what_was_there_stays(tmp_pat
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert storage.files("") == [("a.bin", 3)]
+
+
+def test_a_folder_that_comes_while_it_is_listed_is_listed(tmp_path, monkeypatch):
+    """pyarrow looks for it, finds none, and looks whether that is so."""
+    storage, access = Storage.open(str(tmp_path)), Storage._access
+    storage.write("recipes/a", b"x")
+    faults = [FileNotFoundError("Cannot list directory")]
+
+    def once(self, name, do):
+        if faults:
+            raise faults.pop()
+        return access(self, name, do)
+
+    monkeypatch.setattr(Storage, "_access", once)
+    assert [entry.name for entry in storage.files("recipes")] == ["recipes/a"]

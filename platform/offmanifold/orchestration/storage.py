@@ -121,7 +121,10 @@ class Storage:
             found: list[fs.FileInfo] = filesystem.get_file_info(fs.FileSelector(path, allow_not_found=True, recursive=True))
             return found
 
-        found = self._access(folder, look)
+        try:
+            found = self._access(folder, look)
+        except FileNotFoundError:  # a folder came, or went, while it was listed
+            found = self._access(folder, look)
         root = self.arrow()[1]
         return sorted(Entry(info.path.removeprefix(f"{root}/"), info.size) for info in found if info.type == fs.FileType.File)
 
