@@ -2,14 +2,20 @@
 
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
-from offmanifold.data import digits, mnist
-from offmanifold.data.dataset import Data, DataError, Dataset, Images, Source
+from offmanifold.data import cifar10, digits, idx
+from offmanifold.data.dataset import Data, DataError, Dataset, Images, LabelledImages, Source
+from offmanifold.data.labelled_images import labelled
 
-DATASETS: dict[str, Callable[[Path], Source]] = {"digits": digits.load, "mnist": mnist.load}
+DATASETS: dict[str, Callable[[Path], Source]] = {
+    "digits": digits.load,
+    **{dataset.name: partial(idx.load, dataset) for dataset in (idx.MNIST, idx.FASHION_MNIST, idx.KMNIST)},
+    "cifar10": cifar10.load,
+}
 
-__all__ = ["DATASETS", "Data", "DataError", "Dataset", "Images", "Source", "data_root", "load"]
+__all__ = ["DATASETS", "Data", "DataError", "Dataset", "Images", "LabelledImages", "Source", "data_root", "labelled", "load"]
 
 
 def data_root() -> Path:

@@ -18,6 +18,11 @@ class DataError(Exception):
     """A data set is missing or not what it should be; the message says where, what and what to do."""
 
 
+def one_line(error: Exception) -> str:
+    """Return the error's message, or its type where it has none, without line breaks."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
 @dataclass(frozen=True)
 class Dataset:
     """Images as bytes (n, channels, height, width) with labels (n,).
@@ -45,6 +50,12 @@ class Dataset:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Channels, height, width."""
+        channels, height, width = self.pixels.shape[1:]
+        return channels, height, width
 
     @property
     def images(self) -> Tensor:
@@ -78,6 +89,41 @@ class Dataset:
     def image_hashes(self) -> list[bytes]:
         """A hash for each image's pixels, to find duplicates by."""
         return [hashlib.blake2b(image.tobytes(), digest_size=16).digest() for image in self.pixels]
+
+
+@dataclass(frozen=True, eq=False)
+class LabelledImages:
+    """Float images in memory, as the user has them, not rounded to bytes. ``labelled`` makes and checks one.
+
+    The tensors are not copied: do not change them afterwards.
+    """
+
+    images: Tensor = field(repr=False)
+    """(n, channels, height, width) in [0, 1], float32 or float64."""
+    targets: Tensor = field(repr=False)
+    """Labels: (n,), int64."""
+    bounds: tuple[float, float] = (0.0, 1.0)
+    """Smallest and largest value that a pixel may have."""
+    class_names: tuple[str, ...] = ()
+    """Names of the classes; empty where the user gave none."""
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Channels, height, width."""
+        channels, height, width = self.images.shape[1:]
+        return channels, height, width
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hash of every pixel and label: the same data, the same fingerprint, on any machine."""
+        about = (tuple(self.images.shape), str(self.images.dtype), self.bounds, self.class_names)
+        digest = hashlib.sha256(repr(about).encode())
+        for values in (self.images, self.targets):
+            digest.update(np.ascontiguousarray(values.numpy()).data)
+        return digest.hexdigest()[:16]
 
 
 class Data(Protocol):
