@@ -10,11 +10,11 @@ from torch.distributions import Bernoulli, RelaxedBernoulli
 from torch.testing import assert_close
 from torchvision.models import vgg13, vgg13_bn
 
+from offmanifold.inference.deterministic import PointEstimate
 from offmanifold.inference.mc_dropout import McDropout
-from offmanifold.inference.point import PointEstimate
 from offmanifold.models import backbone, vgg
 from offmanifold.models.concrete_dropout import TEMPERATURE, ConcreteDropout, divergence, entropy, relaxed
-from offmanifold.models.dropout import sites
+from offmanifold.models.dropout import StochasticLayer
 from offmanifold.randomness import seeded
 
 CPU = torch.device("cpu")
@@ -72,8 +72,8 @@ def test_while_training_every_image_has_a_mask_of_whole_channels_and_the_mean_st
 
 def test_a_draw_has_hard_masks_of_whole_channels_at_the_learnt_rate():
     network = vgg.build(SMALL, (3, 32, 32), 2, seed=0).eval()
-    masks = McDropout(network).draw(400, seed=0).masks
-    assert [mask.shape[1:] for mask in masks] == [site.shape for site in sites(network)]
+    masks = [mask[:, 0] for mask in McDropout(network).draw(400, seed=0).at(torch.rand(1, 3, 32, 32)).draws.values()]
+    assert [mask.shape[1:] for mask in masks] == [layer.shape for layer in network if isinstance(layer, StochasticLayer)]
     assert len(masks) == 10
     assert masks[0].shape == (400, 3, 1, 1)  # colour channels
     for mask in masks:

@@ -9,14 +9,14 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
-from offmanifold.models.dropout import Site
+from offmanifold.models.dropout import StochasticLayer
 from offmanifold.randomness import rows_of_all
 
 TEMPERATURE = 0.1
 """Of the relaxation; the paper's."""
 
 
-class ConcreteDropout(Site):
+class ConcreteDropout(StochasticLayer):
     """Dropout before a layer, at a rate that is learnt with it."""
 
     def __init__(self, shape: Sequence[int], rate: float) -> None:

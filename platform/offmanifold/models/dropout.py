@@ -1,4 +1,4 @@
-"""Dropout sites: where a network is stochastic, and so where a draw of it is decided."""
+"""Layers that know the shape of their dropout mask, so that a draw can be decided before any image is seen."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -7,11 +7,11 @@ import torch
 from torch import Tensor, nn
 
 
-class Site(nn.Module, ABC):
-    """A dropout layer that knows the shape of its mask, so that a draw can be decided before any image is seen.
+class StochasticLayer(nn.Module, ABC):
+    """A dropout layer that knows the shape of its mask.
 
-    While training it draws a mask for every image; in eval mode it is the identity. ``predictive.NetworkPredictive`` puts one mask for
-    each draw in its place.
+    While training it draws a mask for every image; in eval mode it is the identity. ``inference.masks`` puts one mask for each draw in its
+    place.
     """
 
     def __init__(self, shape: Sequence[int]) -> None:
@@ -24,16 +24,11 @@ class Site(nn.Module, ABC):
     def rate(self) -> float:
         """Probability that a unit is off, in [0, 1)."""
 
-    def mask(self, generator: torch.Generator) -> Tensor:
-        """A mask of zeros and 1 / (1 - rate): ``shape``."""
-        keep = torch.rand(self.shape, generator=generator) >= self.rate
-        return keep.float().div_(1.0 - self.rate)
-
     def extra_repr(self) -> str:
         return f"shape={self.shape}, rate={self.rate:.3g}"
 
 
-class Dropout(Site):
+class Dropout(StochasticLayer):
     """Inverted dropout at a rate that is set."""
 
     def __init__(self, shape: Sequence[int], rate: float) -> None:
@@ -48,6 +43,7 @@ class Dropout(Site):
         return nn.functional.dropout(x, self.rate, self.training)
 
 
-def sites(network: nn.Sequential) -> list[Site]:
-    """The network's stochastic layers, from the input on; those with rate 0 are none."""
-    return [layer for layer in network if isinstance(layer, Site) and layer.rate > 0]
+def mask(shape: Sequence[int], rate: float, generator: torch.Generator) -> Tensor:
+    """A mask of zeros and 1 / (1 - rate): ``shape``. At rate 1 all are zero, as torch's dropout has it."""
+    kept = torch.rand(tuple(shape), generator=generator) >= rate
+    return kept.float().div_(1.0 - rate) if rate < 1 else torch.zeros(tuple(shape))

@@ -1,57 +1,32 @@
-"""VGG13 (Simonyan & Zisserman 2015, configuration B) with fewer dense units and Concrete dropout before every convolution.
+"""VGG13 (Simonyan & Zisserman 2015, configuration B) with fewer dense units, and with dropout.
 
-Gal & Smith (2018), section 6.4. What they leave open, sizes and rates, are fields here.
+``build``: Concrete dropout before every convolution, as Gal & Smith (2018), section 6.4. What they leave open, sizes and rates, are fields
+of Config. ``narrow``: a quarter of the channels, and dropout at fixed rates.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from offmanifold.models import config as configs
 from offmanifold.models.backbone import IMAGENET
 from offmanifold.models.batch_norm import BatchNorm
 from offmanifold.models.concrete_dropout import ConcreteDropout
+from offmanifold.models.config import ConcreteVggConfig as Config
 from offmanifold.models.dropout import Dropout
+from offmanifold.models.origins import CONCRETE_VGG, CONCRETE_VGG_MERGED, origin, record
 from offmanifold.randomness import seeded
 
-BLOCKS = (64, 128, 256, 512, 512)
-"""Channels of VGG13's blocks: of two 3 x 3 convolutions each, and 2 x 2 max-pooling."""
+__all__ = ["Config", "Normalise", "begin_from", "build", "merged", "narrow"]
 
-
-@dataclass(frozen=True)
-class Config:
-    """The network. The defaults are the whole of VGG13's convolutions."""
-
-    RECIPE_VERSION: ClassVar[int] = 1
-
-    width: float = 1.0
-    """Share of VGG13's channels."""
-    dense_units: int = 512
-    """Of the one hidden dense layer (VGG13 has two of 4,096)."""
-    batch_norm: bool = True
-    """After every convolution (VGG13 of 2015 has none)."""
-    initial_rate: float = 0.02
-    """Of Concrete dropout, where learning begins. Low: before the first convolution a mask drops colour channels."""
-
-    def __post_init__(self) -> None:
-        if round(self.width * BLOCKS[0]) < 1 or self.dense_units < 1:
-            raise ValueError(f"width must leave a channel at least ({self.width:g}), dense_units be at least 1 ({self.dense_units})")
-        if not 0 < self.initial_rate < 1:
-            raise ValueError(f"initial_rate must be in (0, 1), not {self.initial_rate:g}: at 0 and 1 the rate has no gradient")
-
-    @property
-    def channels(self) -> tuple[int, ...]:
-        """Of each block."""
-        return tuple(max(1, round(self.width * channels)) for channels in BLOCKS)
-
-    @property
-    def name(self) -> str:
-        """``VGG13 x 0.5``."""
-        return "VGG13" if self.width == 1 else f"VGG13 x {self.width:g}"
+Layers = Callable[[int], list[nn.Module]]
+"""Number of channels or units -> layers for them."""
+NARROW_WIDTH = 0.25
+NARROW_DENSE_UNITS = 64
 
 
 class Normalise(nn.Module):
@@ -70,33 +45,77 @@ class Normalise(nn.Module):
 
 
 def build(config: Config, image_shape: Sequence[int], classes: int, seed: int) -> nn.Sequential:
-    """Images (batch, *image_shape) in [0, 1] -> logits (batch, classes), untrained; convolutions as He et al. (2015).
+    """Return an untrained network: images (batch, *image_shape) in [0, 1] -> logits (batch, classes); convolutions as He et al. (2015).
 
     Images below 32 pixels are not pooled to less than one: the last blocks then go without.
     """
+    network = _network(
+        image_shape,
+        classes,
+        config.channels,
+        config.dense_units,
+        seed,
+        before_convolution=lambda channels: [ConcreteDropout((channels, 1, 1), config.initial_rate)],
+        after_convolution=lambda channels: [BatchNorm(channels)] if config.batch_norm else [],
+    )
+    return record(network, config, image_shape, classes, CONCRETE_VGG)
+
+
+def narrow(config: configs.Config, image_shape: Sequence[int], classes: int, seed: int) -> nn.Sequential:
+    """Return an untrained network as ``build`` does, without batch norm, of 16 to 128 channels and 64 dense units.
+
+    Channels are dropped before each block's pooling, units before the last layer. For 3 x 32 x 32 and 10 classes it has 597,594 weights.
+    """
+    return _network(
+        image_shape,
+        classes,
+        configs.channels(NARROW_WIDTH),
+        NARROW_DENSE_UNITS,
+        seed,
+        before_pooling=lambda channels: [Dropout((channels, 1, 1), config.convolution_dropout)],
+        before_last=lambda units: [Dropout((units,), config.dense_dropout)],
+    )
+
+
+def _none(size: int) -> list[nn.Module]:
+    return []
+
+
+def _network(
+    image_shape: Sequence[int],
+    classes: int,
+    channels_of_blocks: Sequence[int],
+    dense_units: int,
+    seed: int,
+    before_convolution: Layers = _none,
+    after_convolution: Layers = _none,
+    before_pooling: Layers = _none,
+    before_last: Layers = _none,
+) -> nn.Sequential:
+    """Return VGG13's layers, with further ones at the places that are named."""
     channels, size = image_shape[0], min(image_shape[1:])
     side = [image_shape[1], image_shape[2]]
     with seeded(seed, torch.device("cpu")):
         layers: list[nn.Module] = [Normalise(channels)]
-        for after in config.channels:
+        for after in channels_of_blocks:
             for _ in range(2):
                 convolution = nn.Conv2d(channels, after, 3, padding=1)
                 nn.init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")
                 nn.init.zeros_(convolution.bias)  # type: ignore[arg-type]
-                layers += [ConcreteDropout((channels, 1, 1), config.initial_rate), convolution]
-                layers += [BatchNorm(after), nn.ReLU(inplace=True)] if config.batch_norm else [nn.ReLU(inplace=True)]
+                layers += [*before_convolution(channels), convolution, *after_convolution(after), nn.ReLU(inplace=True)]
                 channels = after
+            layers += before_pooling(channels)
             if size >= 2:
                 layers.append(nn.MaxPool2d(2))
                 size, side = size // 2, [length // 2 for length in side]
         features = channels * side[0] * side[1]
-        layers += [nn.Flatten(), nn.Linear(features, config.dense_units), nn.ReLU(), nn.Linear(config.dense_units, classes)]
+        layers += [nn.Flatten(), nn.Linear(features, dense_units), nn.ReLU(), *before_last(dense_units), nn.Linear(dense_units, classes)]
         network = nn.Sequential(*layers)
     return network.to(memory_format=torch.channels_last)
 
 
 def merged(network: nn.Sequential) -> nn.Sequential:
-    """The trained network with its dropout rates fixed, and each batch norm made part of its convolution.
+    """Return the network in eval mode, each batch norm made part of its convolution; all other layers are shared with the one given.
 
     The same function and the same draws, to float rounding; faster and smaller.
     """
@@ -105,12 +124,11 @@ def merged(network: nn.Sequential) -> nn.Sequential:
         if isinstance(layer, BatchNorm):
             convolution = layers.pop()
             assert isinstance(convolution, nn.Conv2d)
-            layers.append(fuse_conv_bn_eval(convolution, layer))
-        elif isinstance(layer, ConcreteDropout):
-            layers.append(Dropout(layer.shape, layer.rate))
-        else:
-            layers.append(layer)
-    return nn.Sequential(*layers).eval()
+            layer = fuse_conv_bn_eval(convolution, layer)
+        layers.append(layer)
+    result = nn.Sequential(*layers).eval()
+    built = origin(network)
+    return result if built is None else record(result, built.config, built.image_shape, built.classes, CONCRETE_VGG_MERGED)
 
 
 def begin_from(network: nn.Sequential, pretrained: Mapping[str, NDArray[Any]]) -> None:
