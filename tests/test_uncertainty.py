@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from offmanifold.finite import NonFinite
 from offmanifold.predictive import mean_log_probs
 from offmanifold.uncertainty import MEASURES, expected_entropy, mutual_information, predictive_entropy, softmax_variance, variation_ratio
 
@@ -106,3 +107,43 @@ def test_the_mean_is_taken_of_probabilities_not_of_logs_and_keeps_what_rounds_to
     log_probs = torch.tensor([[[0.9, 0.1]], [[0.3, 0.7]]]).log()
     assert_close(mean_log_probs(log_probs).exp(), torch.tensor([[0.6, 0.4]]))
     assert_close(mean_log_probs(torch.tensor([[[0.0, -200.0]]])), torch.tensor([[0.0, -200.0]]))
+
+
+@pytest.mark.parametrize("name", MEASURES)
+@pytest.mark.parametrize("draws", [1, 7])
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_measure_refuses_log_probabilities_that_are_nan_or_plus_infinity(bad, draws, name):
+    log_probs = random_log_probs(draws=draws)
+    log_probs[0, [3, 8], 2] = bad
+    with pytest.raises(NonFinite, match=r"a log-probability is NaN or \+inf at 2 of 11 images of the batch, first at image 3"):
+        MEASURES[name](log_probs)
+
+
+@pytest.mark.parametrize("name", MEASURES)
+def test_a_measure_refuses_probabilities_and_logits(name):
+    log_probs = random_log_probs()
+    for wrong in (log_probs.exp(), log_probs * 3 + 7):
+        with pytest.raises(ValueError, match="log-probabilities do not sum to 1: apply log_softmax"):
+            MEASURES[name](wrong)
+    shifted = log_probs.clone()
+    shifted[2, 4:] += 2e-3
+    with pytest.raises(ValueError, match=r"the mean sum of probabilities is 1(\.\d+)?, the first such image is 4 of the batch"):
+        MEASURES[name](shifted)
+
+
+@pytest.mark.parametrize("name", MEASURES)
+def test_a_measure_allows_float32_rounding_and_a_class_of_probability_zero(name):
+    log_probs = random_log_probs()
+    eleven = torch.cat([log_probs, torch.full((7, 11, 1), -torch.inf, dtype=torch.float64)], dim=-1)
+    factor = CLASSES / (CLASSES + 1) if name == "softmax_variance" else 1.0  # that is a mean over classes
+    assert_close(MEASURES[name](eleven), factor * MEASURES[name](log_probs))
+    assert_close(MEASURES[name](log_probs.float()), MEASURES[name](log_probs), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", MEASURES)
+def test_a_measure_of_an_empty_batch_is_empty_and_other_shapes_are_refused(name):
+    log_probs = random_log_probs()
+    assert MEASURES[name](log_probs[:, :0]).shape == (0,)
+    for wrong in (log_probs[0], log_probs[:0], log_probs.unsqueeze(0)):
+        with pytest.raises(ValueError, match=r"must be \(draws, batch, classes\) with at least 1 draw, not of shape \("):
+            MEASURES[name](wrong)

@@ -48,16 +48,3 @@ def rows_of_all(rows: int, sample: Callable[[int], Tensor]) -> Tensor:
     what one process would have drawn, when their generators are equal and their parts of a batch equally large.
     """
     return sample(rows * processes())[rank() * rows : (rank() + 1) * rows]
-
-
-def per_image(images: Tensor, seed: int, sample: Callable[[torch.Generator, torch.Size], Tensor]) -> Tensor:
-    """One independent sample for each image, (batch, ...) -> (batch, ...), keyed by (seed, the image's own bytes).
-
-    The same image meets the same noise in any batch, in any order, on any worker.
-    """
-
-    def one(image: Tensor) -> Tensor:
-        content = hashlib.sha256(image.contiguous().numpy().tobytes()).hexdigest()
-        return sample(generator(seed, content), image.shape)
-
-    return torch.stack([one(image) for image in images.detach().cpu()]).to(images)

@@ -5,38 +5,56 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from offmanifold import image_noise
 from offmanifold.attacks.threat import Threat, clip, l2_norm
-from offmanifold.randomness import per_image
+from offmanifold.finite import require_finite
 
 Control = Callable[[Tensor, Tensor, Threat, int], Tensor]
 """(x, the attack's images, threat, seed) -> perturbed images; keyed by (seed, image)."""
 
+NEWTON_STEPS, TOLERANCE = 50, 1e-5
+"""The search for a Gaussian's scale ends when no squared scale changes by this share; a few steps do, these are the most."""
+
 
 def random_sign(x: Tensor, attacked: Tensor, threat: Threat, seed: int) -> Tensor:
-    """Epsilon along random signs: before clipping, the L-infinity and L2 norm of a full fast-gradient step."""
-    signs = per_image(x, seed, lambda generator, shape: torch.randint(0, 2, shape, generator=generator).float() * 2 - 1)
-    return threat.project(x + threat.epsilon * threat.steepest(signs), x)
+    """Move epsilon along random signs: before clipping, the L-infinity and L2 norm of a full fast-gradient step."""
+    x = x.detach()
+    return threat.project(x + threat.epsilon * threat.steepest(image_noise.signs(x, seed)), x)
 
 
 def uniform(x: Tensor, attacked: Tensor, threat: Threat, seed: int) -> Tensor:
-    """Uniform in the ball: for L-infinity, every pixel in [-epsilon, epsilon]."""
-    return threat.project(x + per_image(x, seed, lambda generator, shape: threat.sample(shape, generator)), x)
+    """Draw uniformly from the ball: for L-infinity, every pixel in [-epsilon, epsilon]."""
+    x = x.detach()
+    return threat.project(x + threat.sample(x, seed), x)
 
 
 def gaussian(x: Tensor, attacked: Tensor, threat: Threat, seed: int) -> Tensor:
-    """Gaussian noise, clipped to the bounds, whose L2 norm *after* clipping is the attack's own on the same image.
+    """Add Gaussian noise, clipped to the bounds, whose L2 norm *after* clipping is the attack's own on the same image.
 
-    The norm grows with the scale, so the scale is found by bisection. A pixel may leave an L-infinity ball.
+    Where clipping makes that norm impossible, the noise is as large as it can be. A pixel may leave an L-infinity ball.
     """
-    noise = per_image(x, seed, lambda generator, shape: torch.randn(shape, generator=generator))
-    wanted = l2_norm(attacked - x)
+    x = x.detach()
+    wanted = l2_norm(attacked.detach() - x)
+    require_finite(wanted, "the norm of the attack's perturbation")
+    noise = image_noise.normal(x, seed)
+    low, high = (torch.as_tensor(bound).to(x) for bound in threat.bounds)
+    room = torch.where(noise > 0, high - x, x - low).clamp_min(0.0)
+    scale = _scale(noise.flatten(1).square(), room.flatten(1).square(), wanted.square())
+    return clip(x + noise * scale.view(-1, *[1] * (x.ndim - 1)), threat.bounds)
 
-    def scaled(scale: Tensor) -> Tensor:
-        return clip(x + noise * scale.view(-1, *[1] * (x.ndim - 1)), threat.bounds)
 
-    low, high = torch.zeros_like(wanted), torch.full_like(wanted, 100.0)
-    for _ in range(40):
-        middle = (low + high) / 2
-        short = l2_norm(scaled(middle) - x) < wanted
-        low, high = torch.where(short, middle, low), torch.where(short, high, middle)
-    return scaled(low)
+def _scale(noise: Tensor, room: Tensor, wanted: Tensor) -> Tensor:
+    """Solve sum_i min(s^2 noise_i, room_i) = wanted for s, where all are squares: (batch, pixels) twice, (batch,) -> (batch,).
+
+    The left side is concave, increasing and piecewise linear in s^2, so that Newton's method from 0 rises to the solution and ends there.
+    """
+    squared = torch.zeros_like(wanted)
+    for _ in range(NEWTON_STEPS):
+        moved = squared.unsqueeze(1) * noise
+        short = wanted - torch.minimum(moved, room).sum(dim=1)
+        slope = torch.where(moved < room, noise, 0.0).sum(dim=1)
+        step = torch.where((slope > 0) & (short > 0), short / slope, 0.0)
+        squared = squared + step
+        if (step <= TOLERANCE * squared).all():
+            break
+    return squared.sqrt()

@@ -6,6 +6,10 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from offmanifold import image_noise
+from offmanifold.finite import require_finite
+from offmanifold.randomness import derive
+
 TOLERANCE = 1e-5
 """By how much float32 arithmetic may leave a ball, in pixel units."""
 
@@ -22,19 +26,19 @@ class Threat(Protocol):
         """Smallest and largest pixel; a tensor (channels, 1, 1) where they differ between channels."""
 
     def distance(self, difference: Tensor) -> Tensor:
-        """The norm of a difference of images: (batch, ...) -> (batch,)."""
+        """Return the norm of a difference of images: (batch, ...) -> (batch,)."""
 
     def project(self, candidate: Tensor, x: Tensor) -> Tensor:
-        """The candidate taken into the ball around x, then into the bounds."""
+        """Move the candidate into the ball around x, then into the bounds; ``NonFinite`` where there is a NaN or an infinity."""
 
     def contains(self, candidate: Tensor, x: Tensor) -> Tensor:
-        """Which candidates are allowed: (batch,), bool. An image with a NaN is not."""
+        """Return which candidates are allowed: (batch,), bool. An image with a NaN is not."""
 
     def steepest(self, direction: Tensor) -> Tensor:
-        """The step of norm 1 that has the largest inner product with the direction; 0 where that is 0."""
+        """Return the step of norm 1 that has the largest inner product with the direction, 0 where that is 0; ``NonFinite`` as above."""
 
-    def sample(self, shape: torch.Size, generator: torch.Generator) -> Tensor:
-        """A perturbation drawn uniformly from the ball, bounds not regarded."""
+    def sample(self, x: Tensor, seed: int) -> Tensor:
+        """Draw perturbations (batch, ...) uniformly from the ball, keyed by (seed, image); the bounds are not regarded."""
 
 
 @dataclass(frozen=True)
@@ -48,16 +52,17 @@ class Linf:
         return difference.flatten(1).abs().amax(dim=1)
 
     def project(self, candidate: Tensor, x: Tensor) -> Tensor:
-        return clip(x + (candidate - x).clamp(-self.epsilon, self.epsilon), self.bounds)
+        return clip(x + _difference(candidate, x).clamp(-self.epsilon, self.epsilon), self.bounds)
 
     def contains(self, candidate: Tensor, x: Tensor) -> Tensor:
         return _within(self, candidate, x)
 
     def steepest(self, direction: Tensor) -> Tensor:
+        require_finite(direction, "the direction of the step")
         return direction.sign()
 
-    def sample(self, shape: torch.Size, generator: torch.Generator) -> Tensor:
-        return (torch.rand(shape, generator=generator) * 2 - 1) * self.epsilon
+    def sample(self, x: Tensor, seed: int) -> Tensor:
+        return (image_noise.uniform(x, seed) * 2 - 1) * self.epsilon
 
 
 @dataclass(frozen=True)
@@ -71,7 +76,7 @@ class L2:
         return l2_norm(difference)
 
     def project(self, candidate: Tensor, x: Tensor) -> Tensor:
-        difference = candidate - x
+        difference = _difference(candidate, x)
         scale = (self.epsilon / self.distance(difference).clamp_min(1e-12)).clamp_max(1.0)
         return clip(x + difference * _per_image(scale, x), self.bounds)
 
@@ -79,25 +84,35 @@ class L2:
         return _within(self, candidate, x)
 
     def steepest(self, direction: Tensor) -> Tensor:
-        return direction / _per_image(self.distance(direction).clamp_min(1e-12), direction)
+        require_finite(direction, "the direction of the step")
+        largest = direction.flatten(1).abs().amax(dim=1)  # squares of float32 numbers below 1e-23 are 0, above 1e19 infinite
+        scaled = direction / _per_image(torch.where(largest > 0, largest, 1.0), direction)
+        return scaled / _per_image(self.distance(scaled).clamp_min(1e-12), direction)
 
-    def sample(self, shape: torch.Size, generator: torch.Generator) -> Tensor:
-        direction = torch.randn(shape, generator=generator)
-        radius = self.epsilon * torch.rand((), generator=generator) ** (1.0 / direction.numel())
-        return radius * direction / l2_norm(direction.unsqueeze(0))
+    def sample(self, x: Tensor, seed: int) -> Tensor:
+        direction = image_noise.normal(x, derive(seed, "direction"))
+        radius = self.epsilon * image_noise.uniform_scalar(x, derive(seed, "radius")) ** (1.0 / max(1, x[:1].numel()))
+        return direction * _per_image(radius / l2_norm(direction), x)
 
 
 THREATS: dict[str, type[Linf] | type[L2]] = {"linf": Linf, "l2": L2}
 
 
 def clip(images: Tensor, bounds: tuple[float | Tensor, float | Tensor]) -> Tensor:
-    """Pixels taken into the bounds."""
+    """Move pixels into the bounds."""
     return torch.minimum(torch.maximum(images, torch.as_tensor(bounds[0]).to(images)), torch.as_tensor(bounds[1]).to(images))
 
 
 def l2_norm(difference: Tensor) -> Tensor:
-    """Euclidean norm of each image: (batch, ...) -> (batch,)."""
+    """Return the Euclidean norm of each image: (batch, ...) -> (batch,)."""
     return difference.flatten(1).square().sum(dim=1).sqrt()
+
+
+def _difference(candidate: Tensor, x: Tensor) -> Tensor:
+    """Return candidate - x, which is finite only where both are."""
+    difference = candidate - x
+    require_finite(difference, "the distance of the candidate from the image")
+    return difference
 
 
 def _within(threat: Threat, candidate: Tensor, x: Tensor) -> Tensor:
