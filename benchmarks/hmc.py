@@ -27,7 +27,7 @@ import torch
 from offmanifold import data
 from offmanifold.data import Dataset
 from offmanifold.inference import nuts, sampler
-from offmanifold.inference.hmc import Bayesian, Hmc
+from offmanifold.inference.hmc import Bayesian, posterior
 from offmanifold.inference.log_joint import target
 from offmanifold.models import lenet
 from offmanifold.models.lenet_jax import FORMULATIONS, LeNet
@@ -120,7 +120,7 @@ def predictive_memory(draws: int = 200, count: int = 1000) -> dict[str, float]:
     data = images(count).images
     before, started = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
     with torch.no_grad():
-        Hmc(lenet.Config("lenet-20-50-500", 0.0, 0.0), 3, [stored]).draw(draws, 0).log_probs(data)
+        posterior(Bayesian("lenet-20-50-500"), [stored], CLASSES).draw(draws, 0).log_probs(data)
     took = time.perf_counter() - started
     return {"draws": stored.nbytes / 2**20, "more": (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024, "seconds": took}
 

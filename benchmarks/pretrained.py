@@ -7,16 +7,18 @@ Deterministic: the point estimate. Monte Carlo: the frozen network once for all 
 
 import argparse
 import time
+from collections.abc import Callable
 
 import torch
+from torch import Tensor
 
 from offmanifold.attacks import Linf, basic_iterative, misclassify
 from offmanifold.data import data_root
 from offmanifold.inference import Posterior, transfer
+from offmanifold.inference.deterministic import PointEstimate
 from offmanifold.inference.mc_dropout import McDropout
-from offmanifold.inference.point import PointEstimate
 from offmanifold.models import backbone
-from offmanifold.predictive import MixturePredictive, NetworkPredictive, Predictive
+from offmanifold.predictive import MixturePredictive, ModulePredictive, Predictive
 
 
 class Naive:
@@ -27,9 +29,17 @@ class Naive:
 
     def draw(self, num_draws: int, seed: int) -> Predictive:
         drawn = self.posterior.draw(num_draws, seed)
-        return MixturePredictive([NetworkPredictive(drawn.network, (drawn.masks[0][[row]],)) for row in range(num_draws)])
 
-    def split(self, seed: int) -> tuple["Naive", "Naive"]:
+        def only(row: int) -> Callable[[Tensor], dict[str, Tensor]]:
+            return lambda x: {name: values[[row]] for name, values in drawn.at(x).draws.items()}
+
+        return MixturePredictive([ModulePredictive(drawn.module, only(row)) for row in range(num_draws)])
+
+    @property
+    def num_draws(self) -> None:
+        return None
+
+    def split(self, seed: int) -> tuple[Posterior, Posterior]:
         return self, self
 
 

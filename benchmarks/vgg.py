@@ -23,7 +23,7 @@ from offmanifold.inference.ensemble import Ensemble
 from offmanifold.inference.mc_dropout import McDropout
 from offmanifold.models import vgg
 from offmanifold.orchestration.resources import keep_memory
-from offmanifold.predictive import activation_bytes
+from offmanifold.predictive import ModulePredictive
 
 
 def peak() -> float:
@@ -61,7 +61,7 @@ def main() -> None:
     images = photos.take("test", np.arange(args.images))
     ask = replace(config.judging, steps=1, attack_batch_size=min(args.images, config.judging.attack_batch_size))
     parts = ensemble.draw(ask.attack_draws, 0).parts
-    taken = len(parts) * sum(activation_bytes(of_each[0], images.images)) * ask.attack_draws / members * args.images / 1024**3
+    taken = sum(part.at(images.images).bytes_per_image for part in parts if isinstance(part, ModulePredictive)) * args.images / 1024**3
     before, started = peak(), time.monotonic()
     result = robustness.evaluate(ensemble, images, "fgm", config.epsilon, ask, seed=0)
     row = result.table.iloc[0]

@@ -20,11 +20,11 @@ from local_cluster import clean_environment
 from moto.server import ThreadedMotoServer
 from observing import PROMETHEUS
 
-from offmanifold import data
+from offmanifold import data, models
 from offmanifold.data import Dataset, Source, manifold_mnist
 from offmanifold.data.manifold_mnist import Manifold, ManifoldMnist
 from offmanifold.density import LatentDensity
-from offmanifold.inference import METHODS, augmentation, concrete_dropout, ensemble, epochwise, hmc, mc_dropout, point, sampler, sgd
+from offmanifold.inference import METHODS, Ensemble, augmentation, concrete_dropout, epochwise, hmc, mc_dropout, sampler, sgd
 from offmanifold.models import vae, vgg
 from offmanifold.orchestration.session import ray
 from offmanifold.orchestration.storage import Storage
@@ -66,19 +66,22 @@ VGG = concrete_dropout.Config(
 """Small enough for digits."""
 
 
+TRAINING = sgd.Config(epochs=4, train_batch_size=32, learning_rate=2e-3)
+
+
+def quick_configs(network: models.Config, training: sgd.Config = TRAINING) -> dict[str, Any]:
+    """A config of every method that a test can wait for."""
+    sampling = sampler.Config(warmup=25, draws=5, max_tree_depth=4)
+    quick = {"concrete_dropout": VGG, "hmc": hmc.Config(2, hmc.Bayesian(sampling=sampling))}
+    return {name: quick.get(name) or method.configure(network, training) for name, method in METHODS.items()}
+
+
 @pytest.fixture(scope="session")
 def posteriors(split: tuple[Dataset, Dataset]) -> dict[str, object]:
     """A posterior of every method, after a few epochs."""
-    training = sgd.Config(epochs=4, train_batch_size=32, learning_rate=2e-3)
-    configs = {
-        "point": point.Config(training=training),
-        "mc_dropout": mc_dropout.Config(training=training),
-        "concrete_dropout": VGG,
-        "ensemble": ensemble.Config(members=2, member=mc_dropout.Config(training=training)),
-    }
-    fitted = {name: METHODS[name].fit(split, config, seed=1) for name, config in configs.items()}
-    few, sampling = split[0].take(range(300)), sampler.Config(warmup=25, draws=5, max_tree_depth=4)
-    return fitted | {"hmc": hmc.fit((few, split[1]), hmc.Config(2, hmc.Bayesian(sampling=sampling)), seed=1)}
+    fitted = {name: METHODS[name].fit(split, config, seed=1) for name, config in quick_configs(models.Config()).items()}
+    members = [mc_dropout.fit(split, mc_dropout.Config(training=TRAINING), seed) for seed in (1, 2)]
+    return fitted | {"dropout_ensemble": Ensemble(members)}
 
 
 @pytest.fixture(scope="session")

@@ -10,8 +10,9 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from offmanifold import models
 from offmanifold.data import Dataset
-from offmanifold.inference import epochwise
+from offmanifold.inference import augmentation, epochwise, sgd
 from offmanifold.inference.mc_dropout import McDropout
 from offmanifold.inference.sgd import TrainingFailed
 from offmanifold.models import concrete_dropout, vgg
@@ -37,6 +38,15 @@ class Config:
     def __post_init__(self) -> None:
         if self.length_scale < 0:
             raise ValueError(f"length_scale must be at least 0, not {self.length_scale:g}")
+
+
+def configure(network: models.Config, training: sgd.Config) -> Config:
+    """A narrow VGG, trained as long and as fast as networks of ``training`` are; the network's own architecture is not used."""
+    changes = augmentation.Config(0.0, False, 0.0)
+    course = epochwise.Config(
+        training.epochs, train_batch_size=training.train_batch_size, learning_rate=training.learning_rate, changes=changes
+    )
+    return Config(vgg.Config(width=0.25, dense_units=64), course)
 
 
 def fit(

@@ -14,15 +14,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors.numpy import load as load_arrays
-from torch import nn
 
+from offmanifold import files, models
 from offmanifold.data import DataError, Dataset, Images
-from offmanifold.inference import sampler
-from offmanifold.inference.posterior import check_draws
-from offmanifold.models import lenet, weights
-from offmanifold.predictive import MixturePredictive, NetworkPredictive
+from offmanifold.inference import sampler, sgd
+from offmanifold.inference.weight_samples import WeightSamples, from_vectors
+from offmanifold.models import lenet
 from offmanifold.progress import Checkpoints, Progress, silent
-from offmanifold.randomness import derive, generator
+from offmanifold.randomness import derive
 
 POSTERIOR = "posterior.json"
 """In the folder of a run of sample_hmc: what its draws are of, and where they lie."""
@@ -70,83 +69,9 @@ class Config:
             raise ValueError(f"chains must be at least 1, not {self.chains}")
 
 
-@dataclass(frozen=True)
-class Hmc:
-    """Draws of several chains, each with as many. A draw is a network with its own weights, and is given at most once."""
-
-    network: lenet.Config
-    classes: int
-    chains: Sequence[NDArray[np.float32]] = field(repr=False)
-    """Weights (draws, dimension) of each chain, in the order of the torch network's parameters."""
-    device: torch.device = torch.device("cpu")
-    class_names: tuple[str, ...] = ()
-    """Of the data that was sampled on, where that is known."""
-    health: str = "not judged"
-    """The verdict on the chains, and why."""
-    _built: dict[tuple[int, int], nn.Sequential] = field(default_factory=dict, repr=False, compare=False)
-
-    def __post_init__(self) -> None:
-        if not self.chains or len({len(chain) for chain in self.chains}) > 1 or not len(self.chains[0]):
-            raise ValueError(f"chains must be at least one, of equally many draws: not {[len(chain) for chain in self.chains]}")
-        self._build(self.chains[0][0])  # draws of another network are refused here, not in the middle of an attack
-
-    def __len__(self) -> int:
-        return len(self.chains) * len(self.chains[0])
-
-    def draw(self, num_draws: int, seed: int) -> MixturePredictive:
-        """Draws spread evenly over the chains, none of them twice; the remainder comes from chains chosen by the seed.
-
-        ``ValueError`` where more are asked for than there are.
-        """
-        check_draws(num_draws)
-        if num_draws > len(self):
-            held = f"{len(self.chains)} chain(s) of {len(self.chains[0])}"
-            raise ValueError(f"{num_draws} draws asked for, the posterior holds {len(self)} ({held}): sample more, or ask for fewer")
-        each, left = divmod(num_draws, len(self.chains))
-        lucky = set(torch.randperm(len(self.chains), generator=generator(seed, "remainder"))[:left].tolist())
-        chosen = []
-        for index, chain in enumerate(self.chains):
-            order = torch.randperm(len(chain), generator=generator(seed, "chain", index)).tolist()
-            chosen += [self._network(index, draw) for draw in order[: each + (index in lucky)]]
-        return MixturePredictive([NetworkPredictive(network) for network in chosen])
-
-    def of_chain(self, index: int) -> MixturePredictive:
-        """All draws of one chain, in their order."""
-        return MixturePredictive([NetworkPredictive(self._network(index, draw)) for draw in range(len(self.chains[index]))])
-
-    def check(self, data: Images) -> None:
-        """``DataError`` where the data's classes are not those of the draws: another number, or, where they are known, other names."""
-        there, known = data.test.class_names, self.class_names
-        if len(there) != self.classes or (known and there != known):
-            sampled = f"{self.classes} classes" + (f" ({', '.join(known)})" if known else "")
-            raise DataError(
-                f"{data.name} has {len(there)} classes ({', '.join(there)}), the draws are of networks of {sampled}: sample on this "
-                "data, or name the data that was sampled on"
-            )
-
-    def split(self, seed: int) -> tuple["Hmc", "Hmc"]:
-        """Disjoint chains, for draws of one chain are not independent; a single chain is cut in the middle."""
-        if len(self.chains) == 1:
-            middle = len(self.chains[0]) // 2
-            if not middle:
-                raise ValueError("a posterior of one draw cannot be split; sample more")
-            return self._of([self.chains[0][:middle]]), self._of([self.chains[0][middle : 2 * middle]])
-        order = torch.randperm(len(self.chains), generator=generator(seed, "chains")).tolist()
-        middle = len(order) // 2
-        attacked, judging = sorted(order[:middle]), sorted(order[middle:])
-        return self._of([self.chains[index] for index in attacked]), self._of([self.chains[index] for index in judging])
-
-    def _of(self, chains: Sequence[NDArray[np.float32]]) -> "Hmc":
-        return replace(self, chains=chains, _built={})
-
-    def _network(self, chain: int, draw: int) -> nn.Sequential:
-        """Built once: an attack asks for the same draws again and again."""
-        if (chain, draw) not in self._built:
-            self._built[chain, draw] = self._build(self.chains[chain][draw])
-        return self._built[chain, draw]
-
-    def _build(self, vector: NDArray[np.float32]) -> nn.Sequential:
-        return weights.from_vector(lenet.build(self.network, self.classes, seed=0), vector, self.device)
+def configure(network: models.Config, training: sgd.Config) -> Config:
+    """Four chains of a LeNet; ``training`` is not used."""
+    return Config(chain=Bayesian(network.architecture))  # type: ignore[arg-type]
 
 
 def fit(
@@ -155,10 +80,22 @@ def fit(
     seed: int,
     device: torch.device = torch.device("cpu"),
     progress: Progress = silent,
-) -> Hmc:
-    """Samples chain after chain on the training images (the jobs sample them side by side); the validation images are not used."""
+) -> WeightSamples:
+    """Sample chain after chain on the training images (the jobs sample them side by side); the validation images are not used."""
     chains = [sample(data[0], config.chain, derive(seed, "chain", index), progress, device=device).draws for index in range(config.chains)]
-    return Hmc(config.chain.network, len(data[0].class_names), chains, device)
+    return posterior(config.chain, chains, data[0].class_names, device)
+
+
+def posterior(
+    config: Bayesian,
+    chains: Sequence[NDArray[np.float32]],
+    class_names: tuple[str, ...],
+    device: torch.device = torch.device("cpu"),
+    health: str = "not judged",
+) -> WeightSamples:
+    """The posterior of chains of weights (draws, dimension)."""
+    module = models.build(config.network, (1, 28, 28), len(class_names), seed=0)
+    return replace(from_vectors(module, chains, device), class_names=class_names, health=health)
 
 
 def sample(
@@ -186,19 +123,26 @@ def sample(
     return nuts.sample(target(config, data), config.sampling, seed % 2**32, progress, checkpoints)
 
 
-def load(root: str | os.PathLike[str]) -> Hmc:
+def load(root: str | os.PathLike[str], data: Images | None = None, device: torch.device = torch.device("cpu")) -> WeightSamples:
     """The posterior that a run of ``sample_hmc`` left: its folder, or ``s3://bucket/prefix``.
 
-    ``DataError`` where there is none, or where a chain's draws are not what was written.
+    ``DataError`` where there is none, where a chain's draws are not what was written, or where they were sampled on other classes than
+    those of ``data``.
     """
     root = os.fspath(root).rstrip("/")
     try:
         about = json.loads(_read(f"{root}/{POSTERIOR}"))
         chains = [_draws(f"{root}/{folder}") for folder in about["chains"]]
-        network, names = lenet.Config(about["architecture"], 0.0, 0.0), tuple(about["class_names"])
-        return Hmc(network, len(names), chains, class_names=names, health=about["health"]["health"])
+        config, names = Bayesian(about["architecture"]), tuple(about["class_names"])
+        loaded = posterior(config, chains, names, device, about["health"]["health"])
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(f"{root} holds no posterior that can be read ({error}); name the folder of a run of sample_hmc") from error
+    if data is not None and data.test.class_names != names:
+        raise DataError(
+            f"{data.name} has the classes {', '.join(data.test.class_names)}, the draws of {root} those of {', '.join(names)}: name the "
+            "data that was sampled on"
+        )
+    return loaded
 
 
 def _draws(folder: str) -> NDArray[np.float32]:
@@ -211,13 +155,8 @@ def _draws(folder: str) -> NDArray[np.float32]:
 
 
 def _read(path: str) -> bytes:
-    from pyarrow import fs
-
     try:
-        filesystem, name = fs.FileSystem.from_uri(path if "://" in path else os.path.abspath(os.path.expanduser(path)))
-        with filesystem.open_input_file(os.path.normpath(name)) as stream:
-            content: bytes = stream.readall()
-            return content
+        return files.read(path)
     except OSError as error:
         advice = "name the folder of a run of sample_hmc, where it lies in its storage: the draws are under the storage's recipes/"
         raise DataError(f"{os.path.normpath(path)} cannot be read; {advice}") from error

@@ -3,14 +3,14 @@
 from dataclasses import dataclass, field, replace
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from offmanifold import models
 from offmanifold.data import Dataset
 from offmanifold.inference import sgd
-from offmanifold.inference.posterior import check_draws
-from offmanifold.models import lenet
-from offmanifold.models.dropout import sites
-from offmanifold.predictive import NetworkPredictive
+from offmanifold.inference.masks import Call, Masked
+from offmanifold.inference.posterior import check_draws, device_of
+from offmanifold.predictive import Draws, ModulePredictive
 from offmanifold.progress import Progress, silent
 from offmanifold.randomness import derive, generator
 
@@ -19,37 +19,69 @@ from offmanifold.randomness import derive, generator
 class Config:
     """A network with dropout, and how it is trained."""
 
-    network: lenet.Config = field(default_factory=lenet.Config)
+    network: models.Config = field(default_factory=models.Config)
     training: sgd.Config = field(default_factory=sgd.Config)
 
 
 @dataclass(frozen=True)
 class McDropout:
-    """The dropout distribution of one trained network.
+    """The dropout distribution of one trained network: any module with active ``nn.Dropout*`` layers anywhere in it.
 
-    A draw's masks are shared by the whole batch; each input's marginal is that of masks drawn for every image.
+    A draw's masks are shared by the whole batch; each input's marginal is that of masks drawn for every image. ``ModelError`` where the
+    module has no such layer, or is random in another way (found when the first images are seen).
     """
 
-    network: nn.Sequential
+    module: nn.Module
     stream: int = 0
     """Which sequence of masks the seeds count in; ``split`` gives two that have none in common."""
+    masked: Masked | None = field(default=None, repr=False, compare=False, metadata={"derived": True})
+    """The module with a multiplication by a mask in place of each dropout layer; made once for all splits."""
 
     def __post_init__(self) -> None:
-        if not sites(self.network):
-            raise ValueError("MC dropout needs a dropout site with a rate above 0; a network without is a point estimate")
+        if self.masked is None:
+            object.__setattr__(self, "masked", Masked.of(self.module))
 
-    def draw(self, num_draws: int, seed: int) -> NetworkPredictive:
-        """Masks keyed by (stream, seed, draw): more draws of a seed begin with the fewer."""
+    @property
+    def num_draws(self) -> None:
+        return None
+
+    def draw(self, num_draws: int, seed: int) -> ModulePredictive:
+        """Masks keyed by (stream, seed, draw): more draws of a seed begin with the fewer. They are made when the first images are seen."""
         check_draws(num_draws)
-        device = next(self.network.parameters()).device
-        streams = [generator(self.stream, seed, draw) for draw in range(num_draws)]
-        masks = [torch.stack([site.mask(stream) for stream in streams]).to(device) for site in sites(self.network)]
-        return NetworkPredictive(self.network, tuple(masks))
+        assert self.masked is not None
+        return ModulePredictive(self.masked.module, Masks(self.masked, self.stream, seed, num_draws))
 
     def split(self, seed: int) -> tuple["McDropout", "McDropout"]:
         """Two of the same network with disjoint streams of masks."""
-        attacked, judging = (replace(self, stream=derive(self.stream, seed, side)) for side in ("attacked", "judging"))
-        return attacked, judging
+        attacked, evaluating = (replace(self, stream=derive(self.stream, seed, side)) for side in ("attacked", "judging"))
+        return attacked, evaluating
+
+
+@dataclass(frozen=True)
+class Masks:
+    """The masks of some draws, for images of any shape."""
+
+    masked: Masked
+    stream: int
+    seed: int
+    num_draws: int
+    _made: dict[torch.Size, Draws] = field(default_factory=dict, repr=False, compare=False)
+
+    def __call__(self, x: Tensor) -> Draws:
+        """Name of each mask -> (draws, *shape of the mask), for images (batch, ...)."""
+        if x.shape[1:] not in self._made:
+            self._made[x.shape[1:]] = self._make(self.masked.calls(x))
+        return self._made[x.shape[1:]]
+
+    def _make(self, calls: list[Call]) -> Draws:
+        rows: dict[str, list[Tensor]] = {call.name: [] for call in calls}
+        for draw in range(self.num_draws):
+            shared = generator(self.stream, self.seed, draw)
+            for call in calls:
+                own = shared if call.layer.knows_its_shape else generator(self.stream, self.seed, draw, call.name)
+                rows[call.name].append(call.layer.mask(call.shape, own))
+        device = device_of(self.masked.module)
+        return {name: torch.stack(masks).to(device) for name, masks in rows.items()}
 
 
 def fit(
@@ -59,7 +91,7 @@ def fit(
     device: torch.device = torch.device("cpu"),
     progress: Progress = silent,
 ) -> McDropout:
-    """Trains on (training, validation) images with a mask for every image."""
-    network = lenet.build(config.network, len(data[0].class_names), derive(seed, "weights"))
-    sgd.train(network, data, config.training, seed, device, progress)
-    return McDropout(network)
+    """Train a network on (training, validation) images with a mask for every image."""
+    module = models.build(config.network, data[0].image_shape, len(data[0].class_names), derive(seed, "weights"))
+    sgd.train(module, data, config.training, seed, device, progress)
+    return McDropout(module)

@@ -12,6 +12,7 @@ from typing import NamedTuple, TypeVar
 
 from pyarrow import fs
 
+from offmanifold import files
 from offmanifold.orchestration import locks
 from offmanifold.orchestration.errors import StorageError, first_line
 from offmanifold.orchestration.tries import tried_again
@@ -102,7 +103,7 @@ class Storage:
         """Writes a file: whole, or not at all."""
         try:
             if not self.is_bucket:
-                _replace(Path(self.where(name)), content)
+                files.replace(Path(self.where(name)), content)
                 return
             tried_again(lambda: self._upload(name, content), OSError)  # an object appears when its upload is complete
         except OSError as error:
@@ -184,18 +185,3 @@ def _checked_bucket(root: str) -> str:
     if "?" in path:
         raise StorageError(f"--storage {root}: name the endpoint and region by AWS_ENDPOINT_URL and AWS_REGION, not in the address")
     return root.rstrip("/")
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """On disk before it has its name; what was written of it is removed if that fails."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.{uuid.uuid4().hex}.part")
-    try:
-        with part.open("wb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        part.replace(path)
-    except OSError:
-        part.unlink(missing_ok=True)
-        raise

@@ -1,15 +1,15 @@
-"""A point estimate: one network, trained once, as a posterior of a single function."""
+"""A deterministic network: a point estimate of the weights, as a posterior of a single function."""
 
 from dataclasses import dataclass, field, replace
 
 import torch
 from torch import nn
 
+from offmanifold import models
 from offmanifold.data import Dataset
 from offmanifold.inference import sgd
 from offmanifold.inference.posterior import check_draws
-from offmanifold.models import lenet
-from offmanifold.predictive import NetworkPredictive
+from offmanifold.predictive import ModulePredictive
 from offmanifold.progress import Progress, silent
 from offmanifold.randomness import derive
 
@@ -18,20 +18,24 @@ from offmanifold.randomness import derive
 class Config:
     """A network without dropout, and how it is trained."""
 
-    network: lenet.Config = field(default_factory=lambda: lenet.Config(convolution_dropout=0.0, dense_dropout=0.0))
+    network: models.Config = field(default_factory=lambda: models.Config(convolution_dropout=0.0, dense_dropout=0.0))
     training: sgd.Config = field(default_factory=sgd.Config)
 
 
 @dataclass(frozen=True)
 class PointEstimate:
-    """One function. It has no mutual information, and it is attacked and judged on itself."""
+    """One function. It has no mutual information, and it is attacked and evaluated on itself."""
 
-    network: nn.Sequential
+    module: nn.Module
 
-    def draw(self, num_draws: int, seed: int) -> NetworkPredictive:
+    @property
+    def num_draws(self) -> int:
+        return 1
+
+    def draw(self, num_draws: int, seed: int) -> ModulePredictive:
         """The one function, however many draws are asked for."""
         check_draws(num_draws)
-        return NetworkPredictive(self.network)
+        return ModulePredictive(self.module)
 
     def split(self, seed: int) -> tuple["PointEstimate", "PointEstimate"]:
         """Itself, twice."""
@@ -45,8 +49,8 @@ def fit(
     device: torch.device = torch.device("cpu"),
     progress: Progress = silent,
 ) -> PointEstimate:
-    """Trains on (training, validation) images; the architecture's dropout is switched off."""
+    """Train a network on (training, validation) images; the architecture's dropout is switched off."""
     plain = replace(config.network, convolution_dropout=0.0, dense_dropout=0.0)
-    network = lenet.build(plain, len(data[0].class_names), derive(seed, "weights"))
-    sgd.train(network, data, config.training, seed, device, progress)
-    return PointEstimate(network)
+    module = models.build(plain, data[0].image_shape, len(data[0].class_names), derive(seed, "weights"))
+    sgd.train(module, data, config.training, seed, device, progress)
+    return PointEstimate(module)
