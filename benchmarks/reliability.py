@@ -45,8 +45,8 @@ SHAPES = "--shard-files 100 --image-size 32 --epochs 4 --attacked-images 10 --at
 CHAINS = "--chains 2 --warmup 30 --draws 40 --max-tree-depth 4"
 DATA = "--vae-images 300 --held-out-images 100 --vae-epochs 6 --hidden 64 32 --given-images 100 --grid-points 6 --health-images 20"
 WORK = {
-    "training": Work(ENSEMBLE, "recipes/member-*/manifest.json", 2),
-    "attack": Work(ENSEMBLE, "recipes/attacked-*/manifest.json", 2, without="attacked-*"),
+    "training": Work(ENSEMBLE, "recipes/fit-*/manifest.json", 2),
+    "attack": Work(ENSEMBLE, "recipes/evaluate-*/manifest.json", 2, without="evaluate-*"),
     "epochs": Work(f"jobs/detect_cats_dogs_vgg.py quick {SHAPES}", "recipes/*/segments/0*", 3),
     "chains": Work(
         f"jobs/sample_hmc.py quick {DATA} --chains 2 --warmup 30 --draws 40 --max-tree-depth 4", "recipes/chain-*/segments/0*", 4

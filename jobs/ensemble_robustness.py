@@ -8,14 +8,15 @@ beside noise of the same size, and judged on draws that the attack never saw.
 """
 
 from offmanifold.experiments import ensemble_robustness as experiment
+from offmanifold.experiments import tasks
 from offmanifold.orchestration.job import start
 
 
 def main() -> None:
     with start(__doc__, experiment.PRESETS) as job:
         source = job.load(experiment.load)
-        job.sweep("train", experiment.train, experiment.members(job.config))
-        attacked = job.sweep("attack", experiment.attack, experiment.attacked(job.config))
+        job.sweep("train", tasks.fit, experiment.members(job.config))
+        attacked = job.sweep("attack", tasks.evaluate, experiment.attacked(job.config))
         job.report(experiment.summarise(job.config, source, attacked))
 
 

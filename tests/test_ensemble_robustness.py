@@ -5,19 +5,19 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
-import torch
+from conftest import quick_configs
+from local import Local
 
+from offmanifold import models
 from offmanifold.evaluation import robustness
 from offmanifold.experiments import ensemble_robustness as experiment
+from offmanifold.experiments import tasks
 from offmanifold.experiments.ensemble_robustness import PRESETS, Config, Images
 from offmanifold.experiments.reported import ENSEMBLE_ROBUSTNESS
 from offmanifold.experiments.robustness_table import conclusion, curves, notes, over_repetitions, success_table
-from offmanifold.inference import sgd
+from offmanifold.inference import METHODS, hmc, label, sampler, sgd
 from offmanifold.models import lenet
-from offmanifold.progress import silent
 from offmanifold.result import recipe_key
-
-CPU = torch.device("cpu")
 
 SMALL = Config(
     images=Images(train_images=150, validation_images=50, test_images=20),
@@ -28,14 +28,15 @@ SMALL = Config(
 )
 
 
+def run(config, data):
+    local = Local(data)
+    local.sweep("train", tasks.fit, experiment.members(config))
+    return experiment.summarise(config, data, local.sweep("attack", tasks.evaluate, experiment.attacked(config)))
+
+
 @pytest.fixture(scope="module")
 def report(digits):
-    trained = {cell: experiment.train(cell, digits, (), CPU, silent) for cell in experiment.members(SMALL)}
-    attacked = {
-        cell: experiment.attack(cell, digits, [trained[member] for member in cell.inputs], CPU, silent)
-        for cell in experiment.attacked(SMALL)
-    }
-    return experiment.summarise(SMALL, digits, attacked)
+    return run(SMALL, digits)
 
 
 def test_the_grid_is_every_network_and_every_attack_of_every_model():
@@ -69,7 +70,7 @@ def test_keys_change_with_what_decides_a_result_and_with_nothing_else(digits):
     assert recipe_key(experiment.members(SMALL)[0], "other data") not in members
 
 
-@pytest.mark.parametrize("maker", [lenet.Config, sgd.Config, robustness.Config, experiment.Member, experiment.Attacked])
+@pytest.mark.parametrize("maker", [lenet.Config, sgd.Config, robustness.Config, tasks.Fit, tasks.Evaluate])
 def test_a_raised_recipe_version_makes_other_keys(maker, digits, monkeypatch):
     cell = experiment.attacked(SMALL)[0]
     before = recipe_key(cell, digits.fingerprint)
@@ -211,3 +212,33 @@ def test_an_unknown_data_set_and_too_many_images_are_named():
         Images("cifar")
     with pytest.raises(Exception, match="digits has 1,397 images to train and validate on, the config asks for 5,300"):
         experiment.load(Config(images=Images(train_images=5000)))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_and_its_ensemble_have_rows_and_a_line_in_the_figure(method, digits, monkeypatch):
+    """A new method appears here by its row in METHODS alone."""
+    network = models.Config("lenet-6-16-120-84")
+    quick = quick_configs(network, sgd.Config(epochs=2))[method]
+    if method == "hmc":
+        quick = hmc.Config(1, hmc.Bayesian(sampling=sampler.Config(warmup=2, draws=4, max_tree_depth=1)))
+    monkeypatch.setitem(METHODS, method, replace(METHODS[method], configure=lambda network, training: quick))
+    few = Images(train_images=100, validation_images=50, test_images=10)
+    config = replace(SMALL, models=(method, f"{method}_ensemble"), images=few, network=network, repetitions=1, epsilons=(0.1,))
+    report = run(config, digits)
+    assert set(report.tables["rows"]["model"]) == {method, f"{method}_ensemble"}
+    legend = {text.get_text() for text in report.figures["success_against_epsilon"].legends[0].get_texts()}
+    assert {label(method), f"{label(method)} ensemble"} < legend
+    assert f"{label(method)} network minus its ensemble" in "".join(report.conclusion)
+
+
+def test_a_model_that_does_not_fit_is_refused_before_any_work():
+    with pytest.raises(ValueError, match="model 'swags' is unknown"):
+        replace(SMALL, models=("swags",))
+    with pytest.raises(ValueError, match="models must be named once each"):
+        replace(SMALL, models=("dropout", "dropout"))
+    plain = models.Config(convolution_dropout=0.0, dense_dropout=0.0)
+    with pytest.raises(ValueError, match="both dropout rates are 0"):
+        replace(SMALL, network=plain)
+    assert replace(SMALL, network=plain, models=("deterministic",)).models == ("deterministic",)
+    with pytest.raises(ValueError, match="architecture 'resnet-8' cannot be sampled"):
+        replace(SMALL, network=models.Config("resnet-8"), models=("hmc",))

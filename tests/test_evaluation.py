@@ -13,6 +13,7 @@ from offmanifold.attacks import ATTACKS, CONTROLS, Candidate
 from offmanifold.data import Dataset
 from offmanifold.evaluation import robustness
 from offmanifold.evaluation.intervals import bootstrap, wilson
+from offmanifold.evaluation.predictions import predict
 from offmanifold.evaluation.robustness import ThreatViolated, evaluate
 from offmanifold.predictive import mean_log_probs
 
@@ -23,6 +24,7 @@ class Threshold:
 
     sharpness: float = 40.0
     stream: str = "all"
+    num_draws = 1
 
     def draw(self, num_draws, seed):
         return self
@@ -77,7 +79,7 @@ def test_away_from_the_truth_and_away_from_the_prediction_differ_on_what_was_wro
 
 @pytest.mark.parametrize("name", ATTACKS)
 def test_every_attack_comes_with_its_controls_norms_and_measures(name, posteriors, digits):
-    result = evaluate(posteriors["mc_dropout"], digits.test.take(range(20)), name, 0.1, robustness.Config(judge_draws=8), seed=0)
+    result = evaluate(posteriors["dropout"], digits.test.take(range(20)), name, 0.1, robustness.Config(judge_draws=8), seed=0)
     table = result.table.set_index("perturbation")
     assert set(table.index) == {name, "none", *CONTROLS}
     assert (table["linf"].drop("gaussian") <= 0.1 + 1e-5).all()
@@ -93,7 +95,7 @@ def test_every_attack_comes_with_its_controls_norms_and_measures(name, posterior
 
 
 def test_a_point_estimate_s_mutual_information_is_not_a_number_and_not_a_metric(posteriors, digits):
-    result = evaluate(posteriors["point"], digits.test.take(range(10)), "mim", 0.1, robustness.Config(), seed=0)
+    result = evaluate(posteriors["deterministic"], digits.test.take(range(10)), "mim", 0.1, robustness.Config(), seed=0)
     assert result.table["mutual_information"].isna().all()
     assert not [name for name in result.metrics if "mutual_information" in name]
 
@@ -101,7 +103,7 @@ def test_a_point_estimate_s_mutual_information_is_not_a_number_and_not_a_metric(
 def test_the_batch_size_changes_nothing_but_rounding(posteriors, digits):
     data = digits.test.take(range(30))
     whole, chunked = (
-        evaluate(posteriors["mc_dropout"], data, "fgm", 0.05, robustness.Config(attack_batch_size=size, judge_draws=5), seed=0)
+        evaluate(posteriors["dropout"], data, "fgm", 0.05, robustness.Config(attack_batch_size=size, judge_draws=5), seed=0)
         for size in (30, 7)
     )
     for name in ("none/predictive_entropy", "random_sign/predictive_entropy"):
@@ -114,12 +116,14 @@ def test_the_judge_s_draws_are_not_the_attacker_s():
 
     @dataclass(frozen=True)
     class Spy(Threshold):
+        num_draws = None
+
         def draw(self, num_draws, seed):
             seen.add((self.stream, num_draws))
             return self
 
     evaluate(Spy(), PLANTED, "mim", 0.1, robustness.Config(attack_draws=3, judge_draws=7), seed=0)
-    assert seen == {("attacked", 3), ("attacked", 7), ("judging", 7)}  # at a step; for the label to leave; to judge
+    assert seen == {("attacked", 3), ("attacked", 7), ("judging", 8), ("judging", 7)}  # at a step; for the label; for the checks; to judge
 
 
 def test_an_attack_that_leaves_the_threat_is_caught(monkeypatch):
@@ -139,15 +143,15 @@ def test_zero_gradients_are_a_share_of_images_and_steps():
 
 
 def test_random_requeries_of_a_dropout_network_show_as_noise_of_the_judge(posteriors, digits):
-    result = evaluate(posteriors["mc_dropout"], digits.test, "fgm", 1e-6, robustness.Config(judge_draws=1), seed=0)
+    result = evaluate(posteriors["dropout"], digits.test, "fgm", 1e-6, robustness.Config(judge_draws=1), seed=0)
     table = result.table.set_index("perturbation")
     assert table.loc["none", "changed"] > 0  # one draw judges differently from another
     assert table.loc["fgm", "changed"] <= 0.01  # the same draws, an invisible change
 
 
 def test_answers_are_those_of_the_mean_prediction(posteriors, images):
-    predictive = posteriors["ensemble"].draw(6, 0)
-    said = robustness.answers(predictive, images, batch_size=5)
+    predictive = posteriors["dropout_ensemble"].draw(6, 0)
+    said = predict(predictive, images, batch_size=5)
     mean = mean_log_probs(predictive.log_probs(images)).exp()
     assert torch.equal(said.label, mean.argmax(-1))
     assert_close(said.confidence.float(), mean.amax(-1), atol=1e-5, rtol=0)

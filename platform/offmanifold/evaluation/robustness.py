@@ -4,7 +4,7 @@ It alone decides whether a candidate stayed inside the threat and whether it suc
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -12,15 +12,28 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from offmanifold.attacks import ATTACKS, CONTROLS, OBJECTIVES, THREATS, Candidate, Schedule, Threat, check_step_size, misclassify
-from offmanifold.data import Dataset
+from offmanifold.attacks import (
+    CONTROLS,
+    OBJECTIVES,
+    THREATS,
+    Attack,
+    Candidate,
+    Schedule,
+    Threat,
+    as_attack,
+    check_step_size,
+    misclassify,
+)
+from offmanifold.data import Dataset, LabelledImages
+from offmanifold.evaluation.checks import check
 from offmanifold.evaluation.intervals import wilson
+from offmanifold.evaluation.predictions import Predictions, predict
 from offmanifold.inference import Posterior
-from offmanifold.predictive import Predictive, mean_log_probs
+from offmanifold.inference.posterior import Allowing, available
+from offmanifold.predictive import Predictive
 from offmanifold.progress import Progress, silent
 from offmanifold.randomness import derive
 from offmanifold.result import Result
-from offmanifold.uncertainty import MEASURES
 
 NO_PERTURBATION = "none"
 """The row of zero noise: the clean images, asked again with other draws."""
@@ -36,7 +49,7 @@ class ThreatViolated(Exception):
 class Config:
     """How images are attacked, and how the answers are judged."""
 
-    RECIPE_VERSION: ClassVar[int] = 1
+    RECIPE_VERSION: ClassVar[int] = 2
     """Of the judge and of the attacks."""
 
     norm: str = "linf"
@@ -73,99 +86,107 @@ class Config:
             raise ValueError(f"sure_above must be in (0, 1), not {self.sure_above}")
 
     def check(self, epsilon: float) -> None:
-        """``ValueError`` where the steps do not fit the epsilon."""
+        """``ValueError`` for an epsilon that is none, or that the steps do not fit."""
+        if not 0 < epsilon <= (1 if self.norm == "linf" else float("inf")):
+            reason = "outside (0, 1]: it is in units of a pixel's range" if self.norm == "linf" else "not above 0"
+            raise ValueError(f"epsilon {epsilon:g} is {reason}")
         if self.step_size is not None:
             check_step_size(epsilon, self.steps, self.step_size)
 
 
-@dataclass(frozen=True)
-class Answers:
-    """What a predictive says of each image, all of shape (batch,), on the CPU."""
-
-    label: Tensor
-    confidence: Tensor
-    """Largest probability of the mean."""
-    measures: dict[str, Tensor]
-
-
-@torch.no_grad()
-def answers(predictive: Predictive, images: Tensor, batch_size: int) -> Answers:
-    """The mean prediction, its confidence and every measure, for images (batch, channels, height, width)."""
-    chunks = [predictive.log_probs(chunk) for chunk in images.split(batch_size)]
-    confidence, label = torch.cat([mean_log_probs(c.double()) for c in chunks]).max(dim=-1)
-    measures = {name: torch.cat([measure(c) for c in chunks]).cpu() for name, measure in MEASURES.items()}
-    return Answers(label.cpu(), confidence.exp().cpu(), measures)
-
-
 def evaluate(
     posterior: Posterior,
-    data: Dataset,
-    attack: str,
+    data: Dataset | LabelledImages,
+    attack: str | Attack,
     epsilon: float,
     config: Config,
     seed: int,
     device: torch.device = torch.device("cpu"),
     progress: Progress = silent,
     examples: int = EXAMPLES,
+    allow: frozenset[str] = frozenset(),
 ) -> Result:
     """One attack at one epsilon, with its controls: a row for each perturbation, and the arrays of every image's answers.
 
     Rows: the clean images (zero noise), the attack, the three noise controls. Four shares of images come with 95 % Wilson intervals:
     *changed*, the mean prediction differs from the clean one; *wrong*, it differs from the truth, over all images;
     *wrong_of_correct*, the same over images that were right when clean; *confident*, changed and surer than ``sure_above``.
-    l2 and linf are the realised norms' means over images; zero_gradients is the share of (image, step) without a gradient.
+    l2 and linf are the realised norms' means over images; zero_gradients is the share of (image, step) without a gradient, NaN of an
+    attack that takes none. ``allowed``, where faults of the model were let through, names them (``faults.FAULTS``).
     Arrays: for each perturbation, and for the clean images by the judge's own draws (``clean``), every image's label, confidence and
     measures, e.g. ``gaussian/mutual_information`` (images,); the first ``examples`` images, clean and attacked.
+
+    A posterior with fewer draws than the config asks for is attacked and evaluated on all that each side has: ``draws_per_step`` and
+    ``draws_evaluating`` are the numbers that were used. The posterior is checked on a few images before (``checks.check``):
+    ``ModelError`` where it is not fit to be evaluated.
     """
-    if attack not in ATTACKS:
-        raise ValueError(f"attack {attack!r} is unknown; there are: {', '.join(ATTACKS)}")
+    name, ascend = as_attack(attack, Schedule(config.steps, config.step_size, config.decay, derive(seed, "start")))
+    if name in (*CONTROLS, NO_PERTURBATION, "clean"):
+        raise ValueError(f"an attack cannot be named {name!r}, which names other rows or arrays: name the function otherwise")
     config.check(epsilon)
+    if allow:
+        posterior = Allowing(posterior, allow)
     threat = THREATS[config.norm](epsilon, data.bounds)
-    attacked, judging = posterior.split(derive(seed, "split"))
-    images, truth = data.images.to(device), data.targets
-    judge = judging.draw(config.judge_draws, derive(seed, "judge"))
-    clean = answers(judge, images, config.attack_batch_size)
-    candidate = _craft(attacked, images, truth, attack, threat, config, seed, progress)
+    attacked, evaluating = posterior.split(derive(seed, "split"))
+    config = replace(
+        config,
+        attack_draws=available(config.attack_draws, [attacked]),
+        judge_draws=available(config.judge_draws, [attacked, evaluating]),
+    )
+    images, truth = data.images.to(device), data.targets.cpu()
+    check(evaluating, images, truth, seed, allow).require()
+    judge = evaluating.draw(config.judge_draws, derive(seed, "judge"))
+    clean = predict(judge, images, config.attack_batch_size)
+    candidate = _craft(attacked, images, truth, (name, ascend), threat, config, seed, progress)
 
     def perturbed() -> Iterator[tuple[str, Tensor, Predictive]]:
         """One after another: each is as large as the images."""
-        yield attack, candidate.images, judge
-        for name, control in CONTROLS.items():
-            yield name, control(images, candidate.images, threat, derive(seed, name)), judge
-        yield NO_PERTURBATION, images, judging.draw(config.judge_draws, derive(seed, "judge again"))
+        yield name, candidate.images, judge
+        for noise, control in CONTROLS.items():
+            yield noise, control(images, candidate.images, threat, derive(seed, noise)), judge
+        yield NO_PERTURBATION, images, evaluating.draw(config.judge_draws, derive(seed, "judge again"))
 
     rows, arrays = [], {"label": truth.numpy(), "clean_label": clean.label.numpy(), **_per_image("clean", clean)}
-    for name, x, by in perturbed():
-        judged = answers(by, x, config.attack_batch_size)
-        row = {"attack": attack, "epsilon": epsilon, "perturbation": name, "images": len(data)}
+    for perturbation, x, by in perturbed():
+        judged = predict(by, x, config.attack_batch_size)
+        row = {"attack": name, "epsilon": epsilon, "perturbation": perturbation, "images": len(data)}
+        row |= {"draws_per_step": config.attack_draws, "draws_evaluating": config.judge_draws}
         row |= _success(judged, clean, truth, config.sure_above)
         row |= {measure: values.mean().item() for measure, values in judged.measures.items()}
         row |= {norm: kind(epsilon).distance(x - images).mean().item() for norm, kind in THREATS.items()}
-        if name == attack:
-            zeros = candidate.zero_gradients.float().mean().item() / candidate.steps
-            row |= {"steps": candidate.steps, "step_size": candidate.step_size, "zero_gradients": zeros}
+        if perturbation == name:
+            row |= _taken(candidate)
         rows.append(row)
-        arrays |= _per_image(name, judged)
+        arrays |= _per_image(perturbation, judged)
     arrays |= {"clean_images": images[:examples].cpu().numpy(), "attacked_images": candidate.images[:examples].cpu().numpy()}
-    table = pd.DataFrame(rows)
-    return Result(table, arrays, _metrics(table, attack))
+    table = pd.DataFrame(rows).assign(**({"allowed": ", ".join(sorted(allow))} if allow else {}))
+    return Result(table, arrays, _metrics(table, name))
+
+
+def _taken(candidate: Candidate) -> dict[str, float]:
+    """Gradient steps of an attack, and the share of (image, step) without a gradient; NaN of an attack without such steps."""
+    zeros = float("nan")
+    if candidate.steps and candidate.zero_gradients is not None:
+        zeros = candidate.zero_gradients.float().mean().item() / candidate.steps
+    given = {"steps": candidate.steps, "step_size": candidate.step_size}
+    return {key: float("nan") if value is None else value for key, value in given.items()} | {"zero_gradients": zeros}
 
 
 def _craft(
     posterior: Posterior,
     images: Tensor,
     labels: Tensor,
-    attack: str,
+    attack: tuple[str, Attack],
     threat: Threat,
     config: Config,
     seed: int,
     progress: Progress,
 ) -> Candidate:
     """The attack's images, each checked to be inside the threat."""
-    schedule = Schedule(config.steps, config.step_size, config.decay, derive(seed, "start"))
     if config.attack_label == "predicted":
-        labels = answers(posterior.draw(config.judge_draws, derive(seed, "label")), images, config.attack_batch_size).label
-    found = []
+        labels = predict(posterior.draw(config.judge_draws, derive(seed, "label")), images, config.attack_batch_size).label
+    name, ascend = attack
+    parts: list[Candidate] = []
     for rows in _chunks(len(images), config.attack_batch_size):
         loss = misclassify(
             posterior,
@@ -175,20 +196,32 @@ def _craft(
             derive(seed, "attack"),
             config.fresh_draws,
         )
-        candidate = ATTACKS[attack](schedule)(loss, images[rows], threat)
+        candidate = _checked(name, ascend(loss, images[rows].clone(), threat), images[rows])  # a copy: an attack may write into it
         allowed = threat.contains(candidate.images, images[rows])
         if not allowed.all():
             worst = threat.distance(candidate.images - images[rows]).max().item()
-            raise ThreatViolated(f"{attack} left {threat} on {int((~allowed).sum())} of {len(allowed)} images (largest distance {worst:g})")
-        found.append(candidate)
+            raise ThreatViolated(f"{name} left {threat} on {int((~allowed).sum())} of {len(allowed)} images (largest distance {worst:g})")
+        parts.append(candidate)
         size = len(candidate.images)
-        work = {"work/attacked_images": size, "work/attack_steps": size * candidate.steps}
+        work = {"work/attacked_images": size, "work/attack_steps": size * (candidate.steps or 0)}
         progress(rows.stop, {"attacked_images": float(rows.stop), **work})
-    joined = torch.cat([part.images for part in found]), torch.cat([part.zero_gradients for part in found])
-    return Candidate(*joined, found[0].steps, found[0].step_size)
+    zeros = [part.zero_gradients for part in parts if part.zero_gradients is not None]
+    joined = torch.cat([part.images for part in parts])
+    return Candidate(joined, torch.cat(zeros) if len(zeros) == len(parts) else None, parts[0].steps, parts[0].step_size)
 
 
-def _success(now: Answers, clean: Answers, truth: Tensor, sure_above: float) -> dict[str, float]:
+def _checked(name: str, candidate: Candidate, x: Tensor) -> Candidate:
+    """What an attack returned, without a graph; one clear line where it is no candidate for these images."""
+    if not isinstance(candidate, Candidate):
+        raise TypeError(f"the attack {name} returned {type(candidate).__name__}: it must return attacks.Candidate(images)")
+    images = candidate.images.detach()
+    if (images.shape, images.dtype, images.device) != (x.shape, x.dtype, x.device):
+        given, wanted = (f"{tuple(of.shape)} {of.dtype} on {of.device}" for of in (images, x))
+        raise ThreatViolated(f"the attack {name} returned images {given}, not {wanted}")
+    return replace(candidate, images=images)
+
+
+def _success(now: Predictions, clean: Predictions, truth: Tensor, sure_above: float) -> dict[str, float]:
     changed, wrong, right_before = now.label != clean.label, now.label != truth, clean.label == truth
     confident = changed & (now.confidence > sure_above)
     figures: dict[str, float] = {}
@@ -204,7 +237,7 @@ def _success(now: Answers, clean: Answers, truth: Tensor, sure_above: float) -> 
     return figures
 
 
-def _per_image(name: str, judged: Answers) -> dict[str, np.ndarray]:
+def _per_image(name: str, judged: Predictions) -> dict[str, np.ndarray]:
     values = {"label": judged.label, "confidence": judged.confidence.float()}
     values |= {measure: judged.measures[measure].float() for measure in judged.measures}
     return {f"{name}/{key}": value.numpy() for key, value in values.items()}

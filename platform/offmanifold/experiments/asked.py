@@ -14,15 +14,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from offmanifold.data import Images
-from offmanifold.evaluation.robustness import answers
+from offmanifold.data import DataError, Images
+from offmanifold.evaluation.predictions import predict
 from offmanifold.experiments import latent_models, latent_plane
 from offmanifold.experiments.bayesian_lenet import Chain, Network
 from offmanifold.experiments.latent_models import Model
 from offmanifold.experiments.latent_plane import Plane
 from offmanifold.experiments.manifold import Autoencoder
 from offmanifold.inference import Posterior
-from offmanifold.inference.hmc import Hmc
 from offmanifold.progress import Progress, silent
 from offmanifold.randomness import derive
 from offmanifold.result import Result
@@ -115,14 +114,18 @@ def ask_all(
 ) -> dict[str, NDArray[np.float32]]:
     """``NAME/MEASURE`` -> (images,), for every posterior and what it says; memory is that of ``AT_ONCE`` images.
 
-    The draws are those of (seed, name): the same for every part of a question. ``DataError`` where HMC's draws, say those of ``hmc.load``,
-    are of another data set's classes.
+    The draws are those of (seed, name): the same for every part of a question. ``DataError`` where a posterior has another number of
+    classes than the data.
     """
     arrays: dict[str, NDArray[np.float32]] = {}
     for step, (name, posterior) in enumerate(posteriors.items()):
-        if isinstance(posterior, Hmc):
-            posterior.check(data)
-        said = answers(posterior.draw(draws, derive(seed, "asked", name)), images, AT_ONCE)
+        predictive, names = posterior.draw(draws, derive(seed, "asked", name)), data.test.class_names
+        with torch.no_grad():
+            classes = predictive.log_probs(images[:1]).shape[-1]
+        if classes != len(names):
+            of = f"{data.name} has {len(names)} ({', '.join(names)})"
+            raise DataError(f"{name} has {classes} classes, {of}: it was inferred on other data")
+        said = predict(predictive, images, AT_ONCE)
         values = {**said.measures, "confidence": said.confidence, "label": said.label}
         arrays |= {f"{name}/{measure}": value.float().numpy() for measure, value in values.items()}
         progress(step, {"models": step + 1.0})

@@ -198,9 +198,9 @@ def _posterior(cell: Attacked, inputs: Sequence[Result], data: Images, device: t
         return (Ensemble(of_networks) if cell.model.endswith("ensemble") else of_networks[0]), len(of_networks), len(of_networks)
     posterior = bayesian_lenet.posterior([chain for chain in cell.of if isinstance(chain, Chain)], inputs, data, device)
     if cell.judged == "all":
-        return Undivided(posterior), cell.draws_a_step or len(posterior), len(posterior)
+        return Undivided(posterior), cell.draws_a_step or posterior.num_draws, posterior.num_draws
     attacked, judging = posterior.split(0)
-    return posterior, cell.draws_a_step or len(attacked), min(len(attacked), len(judging))
+    return posterior, cell.draws_a_step or attacked.num_draws, min(attacked.num_draws, judging.num_draws)
 
 
 def _images(cell: Attacked, data: Images) -> Dataset:

@@ -13,10 +13,11 @@ from offmanifold.data import DATASETS, DataError, Dataset, Images, Source, manif
 from offmanifold.data.shards import Plan
 from offmanifold.experiments import manifold
 from offmanifold.grid import product
-from offmanifold.inference import hmc, mc_dropout, point, sgd
-from offmanifold.inference.hmc import Bayesian, Hmc
+from offmanifold.inference import deterministic, hmc, mc_dropout, sgd
+from offmanifold.inference.deterministic import PointEstimate
+from offmanifold.inference.hmc import Bayesian
 from offmanifold.inference.mc_dropout import McDropout
-from offmanifold.inference.point import PointEstimate
+from offmanifold.inference.weight_samples import WeightSamples
 from offmanifold.models import lenet, weights
 from offmanifold.progress import Checkpoints, Progress, Recorded
 from offmanifold.randomness import derive
@@ -157,11 +158,11 @@ def train(cell: Network, given: Images, inputs: Sequence[Result], device: torch.
     """The network's weights, and a row an epoch."""
     epochs = Recorded(progress)
     images = split(given, cell.images, cell.seed)
-    method = mc_dropout if cell.network.stochastic else point
+    method = mc_dropout if cell.network.stochastic else deterministic
     seed = derive(cell.seed, "dropout" if cell.network.stochastic else "network", cell.repetition, cell.index)
     posterior = method.fit(images, method.Config(cell.network, cell.training), seed, device, epochs)
     best = min(epochs.metrics, key=lambda epoch: epoch["validation_loss"])
-    return Result(pd.DataFrame(epochs.metrics), weights.save(posterior.network), {"validation_loss": best["validation_loss"]})
+    return Result(pd.DataFrame(epochs.metrics), weights.save(posterior.module), {"validation_loss": best["validation_loss"]})
 
 
 def split(given: Images, images: int, seed: int) -> tuple[Dataset, Dataset]:
@@ -173,10 +174,10 @@ def split(given: Images, images: int, seed: int) -> tuple[Dataset, Dataset]:
     return drawn.take(rows[:images]), drawn.take(rows[images:])
 
 
-def posterior(of: Sequence[Chain], results: Sequence[Result], given: Images, device: torch.device) -> Hmc:
+def posterior(of: Sequence[Chain], results: Sequence[Result], given: Images, device: torch.device) -> WeightSamples:
     """The chains' draws as a posterior; ``ValueError`` where they are of another network, or another number of classes."""
     names = given.test.class_names
-    return Hmc(of[0].config.network, len(names), [result.arrays["draws"] for result in results], device, names)
+    return hmc.posterior(of[0].config, [result.arrays["draws"] for result in results], names, device)
 
 
 def of_network(cell: Network, trained: Result, given: Images, device: torch.device) -> McDropout | PointEstimate:

@@ -23,8 +23,8 @@ from offmanifold.experiments import manifold
 from offmanifold.experiments.build_manifold_mnist import ImageDensityConfig
 from offmanifold.experiments.report import Metric, Report
 from offmanifold.grid import product
-from offmanifold.inference import point, sgd
-from offmanifold.inference.point import PointEstimate
+from offmanifold.inference import deterministic, sgd
+from offmanifold.inference.deterministic import PointEstimate
 from offmanifold.models import lenet, weights
 from offmanifold.predictive import mean_log_probs
 from offmanifold.progress import Progress, Recorded
@@ -96,7 +96,7 @@ class Network:
 class Walked:
     """One network's images, walked in one way."""
 
-    RECIPE_VERSION: ClassVar[int] = 1
+    RECIPE_VERSION: ClassVar[int] = 2
 
     repetition: int
     walk: str
@@ -124,7 +124,11 @@ def load(config: Config) -> Source:
 def networks(config: Config) -> list[Network]:
     """A network for each repetition."""
     return product(
-        Network, {"repetition": range(config.repetitions)}, network=point.Config().network, training=config.training, seed=config.seed
+        Network,
+        {"repetition": range(config.repetitions)},
+        network=deterministic.Config().network,
+        training=config.training,
+        seed=config.seed,
     )
 
 
@@ -144,11 +148,11 @@ def train(cell: Network, data: ManifoldMnist, inputs: Sequence[Result], device: 
     """The network's weights, and a row an epoch; its accuracy on the test set."""
     epochs = Recorded(progress)
     seed = derive(cell.seed, "network", cell.repetition)
-    posterior = point.fit((data.train, data.validation), point.Config(cell.network, cell.training), seed, device, epochs)
+    posterior = deterministic.fit((data.train, data.validation), deterministic.Config(cell.network, cell.training), seed, device, epochs)
     with torch.no_grad():
         predicted = torch.cat([_log_probs(posterior, chunk.to(device)).argmax(dim=1) for chunk in data.test.images.split(500)])
     accuracy = (predicted.cpu() == data.test.targets).float().mean().item()
-    return Result(pd.DataFrame(epochs.metrics), weights.save(posterior.network), {"test_accuracy": accuracy})
+    return Result(pd.DataFrame(epochs.metrics), weights.save(posterior.module), {"test_accuracy": accuracy})
 
 
 def walk(cell: Walked, data: ManifoldMnist, inputs: Sequence[Result], device: torch.device, progress: Progress) -> Result:

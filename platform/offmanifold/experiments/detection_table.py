@@ -86,6 +86,15 @@ def detectors(attacks: Sequence[Attack], seed: int) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def measure_table(rows: pd.DataFrame) -> pd.DataFrame:
+    """Text for a person: a row for each measure, the area under the ROC curve with its interval, of all and of successful attacks."""
+    titles = {ALL: "all images", SUCCESSFUL: "label changed"}
+    columns = {
+        title: rows[rows["of"] == of].set_index("measure").apply(lambda row: text(row, "auc"), axis=1) for of, title in titles.items()
+    }
+    return pd.DataFrame(columns).rename_axis("measure").reset_index()
+
+
 def gaps(attacks: Sequence[Attack], pairs: Sequence[tuple[Detector, Detector]], seed: int) -> pd.DataFrame:
     """A row a (repetition, attack, epsilon, pair, images that count): the first's AUC less the second's, on the same resampled sources."""
     found = {(attack.repetition, attack.model, attack.attack, attack.epsilon): attack for attack in attacks}

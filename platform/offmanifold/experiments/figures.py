@@ -1,5 +1,6 @@
 """Figures: from tables, without global state. Colours are Okabe & Ito's, which the colour-blind can tell apart."""
 
+import itertools
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,15 +11,11 @@ from matplotlib.figure import Figure
 
 from offmanifold.evaluation.robustness import NO_PERTURBATION
 from offmanifold.experiments.robustness_table import NOISE, Reports
+from offmanifold.inference import colour, label
 from offmanifold.result import Result
 
-MODELS = {
-    "dropout": ("dropout", "#D55E00", "o"),
-    "dropout_ensemble": ("dropout ensemble", "#0072B2", "s"),
-    "deterministic": ("deterministic", "#E69F00", "^"),
-    "deterministic_ensemble": ("deterministic ensemble", "#009E73", "D"),
-}
-"""Model -> what it is called in a figure, its colour and marker."""
+MARKERS = "osD^vP*X<>hd"
+"""Markers of the models of a figure, in their order."""
 
 SUCCESSES = {
     "changed": "label changed",
@@ -39,16 +36,16 @@ def success_against_epsilon(summary: pd.DataFrame, reported: Reports, of_what: s
     panels = figure.subplots(len(attacks), len(SUCCESSES), squeeze=False, sharex=True, sharey=True)
     for attack, row in zip(attacks, panels, strict=True):
         for (success, title), axes in zip(SUCCESSES.items(), row, strict=True):
-            for model, (label, colour, marker) in MODELS.items():
+            for model, marker in zip(summary["model"].unique(), itertools.cycle(MARKERS), strict=False):
                 for perturbation, style in ((attack, "-"), (NOISE, "--")):
                     chosen = _rows(summary, model, attack, perturbation)
-                    name = label if perturbation == attack else None
+                    name = label(model) if perturbation == attack else None
                     axes.errorbar(
                         chosen["epsilon"],
                         chosen[success],
                         yerr=_bars(chosen, success),
                         label=name,
-                        color=colour,
+                        color=colour(model),
                         linestyle=style,
                         marker=marker if perturbation == attack else None,
                         markersize=4,
@@ -56,7 +53,7 @@ def success_against_epsilon(summary: pd.DataFrame, reported: Reports, of_what: s
                         capsize=2,
                     )
             if success == "changed":
-                _mark_reported(axes, attack, reported)
+                _mark_reported(axes, attack, {key: value for key, value in reported.items() if key[0] in set(summary["model"])})
             axes.set(title=f"{attack.upper()}: {title}", xlabel="epsilon (pixel range 1)", ylim=(-0.02, 1.02))
             axes.grid(alpha=0.3)
         row[0].set_ylabel("share of images")
@@ -68,24 +65,25 @@ def success_against_epsilon(summary: pd.DataFrame, reported: Reports, of_what: s
 def uncertainty_histograms(images: pd.DataFrame, attack: str, epsilon: float, of_what: str) -> Figure:
     """Predictive entropy and mutual information (nats) of clean, attacked and noised images, a column for each model."""
     kinds = {NO_PERTURBATION: ("clean", "#000000"), attack: (f"{attack.upper()}", "#D55E00"), NOISE: ("noise", "#56B4E9")}
-    figure = Figure(figsize=(13, 5.6), layout="constrained")
+    models = images["model"].unique()
+    figure = Figure(figsize=(1 + 3 * len(models), 5.6), layout="constrained")
     figure.suptitle(f"{of_what}, whether changed or not; {attack.upper()} and random signs at epsilon {epsilon:g}")
-    panels = figure.subplots(2, len(MODELS), squeeze=False, sharey=True)
+    panels = figure.subplots(2, len(models), squeeze=False, sharey=True)
     measures = {"predictive_entropy": "predictive entropy (nats)", "mutual_information": "mutual information (nats)"}
     for (measure, title), row in zip(measures.items(), panels, strict=True):
         top = float(images[measure].max())
         bins = np.linspace(0, top if top > 0 else 1.0, 41 if len(images) > 20_000 else 13)
-        for (model, (label, _, _)), axes in zip(MODELS.items(), row, strict=True):
+        for model, axes in zip(models, row, strict=True):
             of_model = images[images["model"] == model]
             if of_model[measure].isna().all():
                 axes.set_xticks([])
                 axes.text(0.5, 0.5, "not applicable:\na single function", ha="center", va="center", transform=axes.transAxes)
             else:
-                for kind, (name, colour) in kinds.items():
+                for kind, (name, line) in kinds.items():
                     values = of_model.loc[of_model["perturbation"] == kind, measure]
                     weights = np.full(len(values), 1 / max(len(values), 1))
-                    axes.hist(values, bins=bins, weights=weights, histtype="step", linewidth=1.5, label=name, color=colour)
-            axes.set(title=label, xlabel=title, yscale="log", ylim=(5e-4, 1.2))
+                    axes.hist(values, bins=bins, weights=weights, histtype="step", linewidth=1.5, label=name, color=line)
+            axes.set(title=label(model), xlabel=title, yscale="log", ylim=(5e-4, 1.2))
         row[0].set_ylabel("share of images")
     panels[0][0].legend(fontsize=8)
     return figure
@@ -93,7 +91,7 @@ def uncertainty_histograms(images: pd.DataFrame, attack: str, epsilon: float, of
 
 def examples(results: Mapping[str, Result], attack: str, epsilon: float, columns: int = 6) -> Figure:
     """Originals, perturbations and adversarial images of each model's result, with the judge's label and its probability."""
-    models = [model for model in MODELS if model in results]
+    models = list(results)
     figure = Figure(figsize=(1.3 * columns + 1, 1.45 * (1 + 2 * len(models))), layout="constrained")
     figure.suptitle(
         f"{attack.upper()}, epsilon {epsilon:g}, the first test images: label when clean → attacked (probability)\n"
@@ -111,11 +109,11 @@ def examples(results: Mapping[str, Result], attack: str, epsilon: float, columns
             if index == 0:
                 _show(panels[0][column], clean[column], f"truth {result.arrays['label'][column]}", "gray", (0, 1))
             _show(panels[1 + 2 * index][column], adversarial[column] - clean[column], "", "RdBu_r", (-epsilon, epsilon))
-            clean_label, label = result.arrays["clean_label"][column], result.arrays[f"{attack}/label"][column]
-            said = f"{clean_label} → {label} ({result.arrays[f'{attack}/confidence'][column]:.2f})"
+            before, after = result.arrays["clean_label"][column], result.arrays[f"{attack}/label"][column]
+            said = f"{before} → {after} ({result.arrays[f'{attack}/confidence'][column]:.2f})"
             _show(panels[2 + 2 * index][column], adversarial[column], said, "gray", (0, 1))
         panels[1 + 2 * index][0].set_ylabel("change", fontsize=7)
-        panels[2 + 2 * index][0].set_ylabel(MODELS[model][0].replace(" ", "\n"), fontsize=7)
+        panels[2 + 2 * index][0].set_ylabel(label(model).replace(" ", "\n"), fontsize=7)
     return figure
 
 
@@ -133,7 +131,7 @@ def _bars(rows: pd.DataFrame, success: str) -> Any:
 def _mark_reported(axes: Axes, attack: str, reported: Reports) -> None:
     for (model, of_attack, epsilon), figure in reported.items():
         if of_attack == attack:
-            axes.plot(epsilon, figure.value, marker="x", markersize=9, markeredgewidth=2, linestyle="", color=MODELS[model][1])
+            axes.plot(epsilon, figure.value, marker="x", markersize=9, markeredgewidth=2, linestyle="", color=colour(model))
     if reported:
         axes.plot([], [], "x", color="grey", label=f"reported: {next(iter(reported.values())).source}")
 

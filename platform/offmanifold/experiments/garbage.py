@@ -9,15 +9,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from offmanifold import image_noise
 from offmanifold.attacks import ATTACKS, CONTROLS, Linf, Schedule, misclassify, reach
 from offmanifold.attacks.latent_search import STRATEGIES, Extent, Oracle, Sure, Tried, farthest, random_points
 from offmanifold.data import Dataset
-from offmanifold.evaluation.robustness import ThreatViolated, answers
+from offmanifold.evaluation.predictions import predict
+from offmanifold.evaluation.robustness import ThreatViolated
 from offmanifold.experiments.asked import AT_ONCE
 from offmanifold.experiments.latent_plane import Plane
 from offmanifold.inference import Posterior
 from offmanifold.predictive import Predictive
-from offmanifold.randomness import derive, per_image
+from offmanifold.randomness import derive
 
 CRITERIA = ("mutual_information", "confidence")
 STARTS = ("noise", "blank", "training")
@@ -108,7 +110,7 @@ class Target:
         predictive = self.asked()
 
         def query(images: Tensor) -> tuple[Tensor, Tensor]:
-            said = answers(predictive, images.to(self.device), AT_ONCE)
+            said = predict(predictive, images.to(self.device), AT_ONCE)
             return said.confidence, said.measures["mutual_information"]
 
         return Oracle(query, budget)
@@ -178,12 +180,12 @@ def fast_gradient(target: Target, training: Dataset, config: Config) -> Iterator
     than it may be.
     """
     drawn = training.sample(min(config.wanted, len(training)), target.seed, "starts").images
-    noise = per_image(drawn, derive(target.seed, "noise"), lambda generator, shape: torch.rand(shape, generator=generator))
+    noise = image_noise.uniform(drawn, derive(target.seed, "noise"))
     of = {"noise": noise, "blank": torch.zeros_like(drawn[:1]), "training": drawn}
     for start in config.starts:
         x = of[start].to(target.device)
         yield Garbage({"attack": "fgm", "start": start, "direction": "", "epsilon": 0.0}, x)
-        own = answers(target.asked(), x, AT_ONCE).label.to(target.device)
+        own = predict(target.asked(), x, AT_ONCE).label.to(target.device)
         for epsilon in config.epsilons:
             threat = Linf(epsilon, training.bounds)
             about = {"attack": "fgm", "start": start, "epsilon": epsilon}
@@ -192,8 +194,8 @@ def fast_gradient(target: Target, training: Dataset, config: Config) -> Iterator
                 found = ATTACKS["fgm"](Schedule())(loss, x, threat)
                 if not threat.contains(found.images, x).all():
                     raise ThreatViolated(f"fgm from {start} left {threat}")
-                zeros = found.zero_gradients.double().mean().item()
-                yield Garbage({**about, "direction": direction, "zero_gradients": zeros}, found.images, steps=found.steps)
+                zeros = {} if found.zero_gradients is None else {"zero_gradients": found.zero_gradients.double().mean().item()}
+                yield Garbage({**about, "direction": direction, **zeros}, found.images, steps=found.steps or 0)
             signs = CONTROLS["random_sign"](x, x, threat, derive(target.seed, "signs"))
             yield Garbage({**about, "direction": "random signs"}, signs)
 

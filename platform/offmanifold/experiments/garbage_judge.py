@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from offmanifold.evaluation.intervals import wilson
-from offmanifold.evaluation.robustness import answers
+from offmanifold.evaluation.predictions import predict
 from offmanifold.experiments.asked import AT_ONCE
 from offmanifold.experiments.garbage import Config, Garbage, Target
 from offmanifold.experiments.latent_plane import Plane
@@ -32,7 +32,7 @@ def judge(garbage: Garbage, target: Target, plane: Plane, training: Tensor, conf
     """
     if not len(garbage.images):
         return pd.DataFrame({name: np.zeros(0) for name in JUDGED})
-    said = answers(target.judge, garbage.images.to(target.device), AT_ONCE)
+    said = predict(target.judge, garbage.images.to(target.device), AT_ONCE)
     values = {
         "confidence": said.confidence,
         "mutual_information": said.measures["mutual_information"],

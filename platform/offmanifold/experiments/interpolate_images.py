@@ -26,7 +26,6 @@ from offmanifold.experiments.latent_models import Model
 from offmanifold.experiments.latent_plane import Plane
 from offmanifold.experiments.latent_stages import Made
 from offmanifold.experiments.report import Report
-from offmanifold.inference.hmc import Hmc
 from offmanifold.progress import Progress
 from offmanifold.randomness import derive, generator
 from offmanifold.result import Result
@@ -212,9 +211,7 @@ def compare(cell: Compared, data: Images, inputs: Sequence[Result], device: torc
     """MIM and noise: the judge's rows, and every image's answers, ``PERTURBATION/MEASURE`` (images,)."""
     posterior = latent_models.posterior(cell.model, dict(zip(cell.inputs, inputs, strict=True)), data, device)
     seed = derive(cell.seed, "compare")
-    sides = [len(side) for side in posterior.split(derive(seed, "split")) if isinstance(side, Hmc)]
-    judges = min([cell.draws, *sides])
-    judging = replace(cell.judging, judge_draws=judges, attack_draws=min(cell.judging.attack_draws, judges))
+    judging = replace(cell.judging, judge_draws=cell.draws)
     drawn = data.test.sample(cell.images, cell.seed, "compared")
     return robustness.evaluate(posterior, drawn, "mim", cell.epsilon, judging, seed, device, progress)
 

@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 
 from offmanifold.data import DataError, Dataset, data_root
 from offmanifold.data.photos import SPLITS, Photos
-from offmanifold.evaluation.robustness import answers
+from offmanifold.evaluation.predictions import predict
 from offmanifold.inference import Posterior, transfer
+from offmanifold.inference.deterministic import PointEstimate
 from offmanifold.inference.mc_dropout import McDropout
-from offmanifold.inference.point import PointEstimate
 from offmanifold.models import backbone, weights
 from offmanifold.models.backbone import BackboneError
 from offmanifold.progress import Progress, Recorded
@@ -192,7 +192,7 @@ def test(cell: Tested, given: Given, inputs: Sequence[Result], device: torch.dev
     seed = derive(cell.head.seed, "clean", cell.head.repetition)
     rows, arrays = [], {"label": clean.targets.numpy()}
     for model in MODELS:
-        said = answers(_posterior(model, network).draw(cell.draws, seed), clean.images.to(device), JUDGED_AT_ONCE)
+        said = predict(_posterior(model, network).draw(cell.draws, seed), clean.images.to(device), JUDGED_AT_ONCE)
         accuracy = (said.label == clean.targets).double().mean().item()
         rows.append({"model": model, "accuracy": accuracy, **{name: values.mean().item() for name, values in said.measures.items()}})
         arrays[f"{model}/label"] = said.label.numpy()

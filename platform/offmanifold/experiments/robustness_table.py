@@ -8,6 +8,8 @@ import pandas as pd
 from offmanifold.evaluation.robustness import NO_PERTURBATION
 from offmanifold.experiments.report import Metric
 from offmanifold.experiments.reported import Reported
+from offmanifold.inference import label
+from offmanifold.inference.ensemble import SUFFIX
 from offmanifold.result import Result
 
 NOISE = "random_sign"
@@ -28,6 +30,13 @@ Reports = Mapping[tuple[str, str, float], Reported]
 def notes(sure_above: float) -> list[str]:
     """What the columns of the tables mean."""
     return [note.format(sure_above=sure_above) for note in _NOTES]
+
+
+def fewer_draws(rows: pd.DataFrame, asked: int) -> list[str]:
+    """A note that names the models with fewer draws than were asked for: with few draws, mutual information is smaller."""
+    fewer = rows[rows["draws_evaluating"] < asked].groupby("model", sort=False)["draws_evaluating"].min()
+    models = ", ".join(f"{label(model)} {draws}" for model, draws in fewer.items())
+    return [f"Evaluated on fewer than {asked} draws, on all that there are: {models}."] if models else []
 
 
 def over_repetitions(rows: pd.DataFrame) -> pd.DataFrame:
@@ -51,6 +60,19 @@ def image_table(result: Result) -> pd.DataFrame:
         truth = {"image": range(row["images"]), "truth": result.arrays["label"], "clean_label": result.arrays["clean_label"]}
         frames.append(pd.DataFrame({key: row[key] for key in KEYS[1:]} | truth | said))
     return pd.concat(frames, ignore_index=True)
+
+
+def perturbation_table(rows: pd.DataFrame) -> pd.DataFrame:
+    """Text for a person: a row for each perturbation of one evaluation, with 95 % Wilson intervals over images."""
+    lines = []
+    for row in rows.assign(repetitions=1).to_dict("records"):
+        line = {"perturbation": "none (clean)" if row["perturbation"] == NO_PERTURBATION else row["perturbation"].replace("_", " ")}
+        shares = {"changed": "changed", "wrong": "wrong", "of correct": "wrong_of_correct", "confident": "confident"}
+        line |= {title: _spread(row, name) for title, name in shares.items()}
+        measures = {"entropy": "predictive_entropy", "MI": "mutual_information"}
+        line |= {title: "n/a" if pd.isna(row[name]) else f"{row[name]:.3f}" for title, name in measures.items()}
+        lines.append(line | {"L2": f"{row['l2']:.2f}", "Linf": f"{row['linf']:.3f}"})
+    return pd.DataFrame(lines)
 
 
 def success_table(summary: pd.DataFrame, reported: Reports) -> pd.DataFrame:
@@ -92,16 +114,17 @@ def conclusion(rows: pd.DataFrame) -> list[str]:
     sentences = []
     changed = rows.pivot_table(index=["attack", "epsilon", "repetition"], columns=["model", "perturbation"], values="changed", sort=False)
     for (attack, epsilon), group in changed.groupby(level=[0, 1], sort=False):
-        for kind in ("dropout", "deterministic"):
-            if (kind, attack) not in group or (f"{kind}_ensemble", attack) not in group:
+        for kind in rows["model"].drop_duplicates():
+            if (kind, attack) not in group or (f"{kind}{SUFFIX}", attack) not in group:
                 continue
-            difference = (group[kind, attack] - group[f"{kind}_ensemble", attack]).dropna()
+            difference = (group[kind, attack] - group[f"{kind}{SUFFIX}", attack]).dropna()
             if difference.empty:
                 continue
             fewer = f"{(difference > 0).sum()} of {len(difference)} repetitions"
             spread = f" ± {difference.std():.3f}" if len(difference) > 1 else " (one repetition, so no spread)"
             sentences.append(
-                f"{attack} at {epsilon:g}, share of labels changed, {kind} network minus its ensemble: {difference.mean():+.3f}{spread}; "
+                f"{attack} at {epsilon:g}, share of labels changed, {label(kind)} network minus its ensemble: "
+                f"{difference.mean():+.3f}{spread}; "
                 f"the ensemble's is lower in {fewer}; noise changes {group[kind, NOISE].mean():.3f} of the network's labels."
             )
     return sentences
@@ -136,11 +159,11 @@ def _grouped(summary: pd.DataFrame, reported: Reports) -> Iterator[Any]:
     by_key = summary.set_index(KEYS)
     for model, attack, epsilon in summary[KEYS[:3]].drop_duplicates().itertuples(index=False):
         rows = [by_key.loc[(model, attack, epsilon, name)] for name in (NO_PERTURBATION, attack, NOISE)]
-        names = {"model": model.replace("_", " "), "attack": attack, "eps": f"{epsilon:g}"}
+        names = {"model": label(model), "attack": attack, "eps": f"{epsilon:g}"}
         yield names, reported.get((model, attack, epsilon)), *rows
 
 
-def _spread(row: pd.Series, name: str, digits: int = 2) -> str:
+def _spread(row: pd.Series | dict[str, Any], name: str, digits: int = 2) -> str:
     """Mean ± std over repetitions; of a single one, the Wilson interval over images."""
     if row["repetitions"] > 1:
         return f"{row[name]:.{digits}f} ± {row[f'{name}_std']:.{digits}f}"

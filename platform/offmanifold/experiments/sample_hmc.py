@@ -16,12 +16,13 @@ from torch import Tensor
 
 from offmanifold.data import Images, Source
 from offmanifold.data.manifold_mnist import ManifoldMnist
-from offmanifold.evaluation.robustness import answers
+from offmanifold.evaluation.predictions import predict
 from offmanifold.experiments import bayesian_lenet, hmc_figures, hmc_report, manifold
 from offmanifold.experiments.bayesian_lenet import Chain, Network
 from offmanifold.experiments.report import Report
 from offmanifold.inference import diagnostics, sampler, sgd
-from offmanifold.inference.hmc import POSTERIOR, Bayesian, Hmc
+from offmanifold.inference.hmc import POSTERIOR, Bayesian
+from offmanifold.inference.weight_samples import WeightSamples
 from offmanifold.predictive import Predictive
 from offmanifold.progress import Progress
 from offmanifold.result import Result, recipe_key
@@ -142,13 +143,14 @@ def judge(cell: Health, data: Images, inputs: Sequence[Result], device: torch.de
     test = data.test.sample(min(cell.images, len(data.test)), cell.seed, "health")
     log_probs = function_values(posterior, test.images.to(device), progress)
     functions = diagnostics.convergence(log_probs.flatten(2).numpy())
-    shown = np.linspace(0, posterior.chains[0].shape[1] - 1, diagnostics.WEIGHTS_SHOWN).astype(int)
-    in_weights = diagnostics.convergence(np.stack([chain[:, shown] for chain in posterior.chains]))
+    draws = [result.arrays["draws"] for result in inputs]
+    shown = np.linspace(0, draws[0].shape[1] - 1, diagnostics.WEIGHTS_SHOWN).astype(int)
+    in_weights = diagnostics.convergence(np.stack([chain[:, shown] for chain in draws]))
     sampling = cell.chains[0].config.sampling
     depth = sampling.max_tree_depth if sampling.kernel == "nuts" else None
     numbers = [chain.index for chain in cell.chains]
     of_chains = diagnostics.of_chains(dict(zip(numbers, (result.table for result in inputs), strict=True)), depth)
-    counts = {"draws": len(posterior), "unique": diagnostics.unique_draws(posterior.chains), "asked": cell.asked}
+    counts = {"draws": posterior.num_draws, "unique": diagnostics.unique_draws(draws), "asked": cell.asked}
     found = diagnostics.verdict(functions, of_chains, counts)
     table = of_chains.merge(diagnostics.agreement(log_probs, test.targets, numbers), on="chain")
     table = table.assign(verdict=found.verdict, reasons="; ".join(found.reasons), health=str(found), unique_draws=counts["unique"])
@@ -167,7 +169,7 @@ def judge(cell: Health, data: Images, inputs: Sequence[Result], device: torch.de
     return Result(table, arrays, metrics)
 
 
-def function_values(posterior: Hmc, images: Tensor, progress: Progress) -> Tensor:
+def function_values(posterior: WeightSamples, images: Tensor, progress: Progress) -> Tensor:
     """Log-probabilities (chains, draws, images, classes), on the CPU."""
     of_chains = []
     for index in range(len(posterior.chains)):
@@ -189,10 +191,10 @@ def map_latents(cell: Mapped, data: ManifoldMnist, inputs: Sequence[Result], dev
     with torch.no_grad():
         images = torch.cat([data.manifold.decode(chunk) for chunk in z.split(AT_ONCE)]).to(device)
     table = pd.DataFrame({"latent_0": z[:, 0], "latent_1": z[:, 1], "log_density": data.density.log_prob(z)})
-    asked: dict[str, Predictive] = {"all": posterior.draw(len(posterior), 0), "deterministic": plain.draw(1, 0)}
+    asked: dict[str, Predictive] = {"all": posterior.draw(posterior.num_draws, 0), "deterministic": plain.draw(1, 0)}
     asked |= {f"chain_{chain.index}": posterior.of_chain(place) for place, chain in enumerate(of)}
     for step, (name, predictive) in enumerate(asked.items()):
-        said = answers(predictive, images, AT_ONCE)
+        said = predict(predictive, images, AT_ONCE)
         table[f"mi_of_{name}"] = said.measures["mutual_information"].numpy()
         table[f"entropy_of_{name}"] = said.measures["predictive_entropy"].numpy()
         table[f"expected_entropy_of_{name}"] = said.measures["expected_entropy"].numpy()

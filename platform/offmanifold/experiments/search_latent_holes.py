@@ -24,8 +24,7 @@ from offmanifold.experiments.latent_stages import Made
 from offmanifold.experiments.manifold import Autoencoder
 from offmanifold.experiments.report import Report
 from offmanifold.inference import Posterior
-from offmanifold.inference.hmc import Hmc
-from offmanifold.inference.posterior import Undivided
+from offmanifold.inference.posterior import Undivided, available
 from offmanifold.progress import Progress
 from offmanifold.randomness import derive
 from offmanifold.result import Result
@@ -64,7 +63,7 @@ PRESETS: dict[str, Config] = {
 class Searched:
     """One model, searched and compared."""
 
-    RECIPE_VERSION: ClassVar[int] = 1
+    RECIPE_VERSION: ClassVar[int] = 2
 
     model: Model
     judged: str
@@ -141,7 +140,7 @@ def search(cell: Searched, data: Images, inputs: Sequence[Result], device: torch
 def _target(cell: Searched, posterior: Posterior, device: torch.device) -> garbage.Target:
     """Attacked and judging sides, with as many draws each: of a few chains, as many as the smaller side has."""
     attacked, judging = (Undivided(posterior) if cell.judged == "all" else posterior).split(derive(cell.seed, "split"))
-    draws = min([cell.draws, *(len(side) for side in (attacked, judging) if isinstance(side, Hmc))])
+    draws = available(cell.draws, (attacked, judging))
     judge = judging.draw(draws, derive(cell.seed, "asked" if cell.judged == "all" else "judge"))
     return garbage.Target(attacked, judge, draws, cell.seed, device)
 
