@@ -18,7 +18,7 @@ class Program:
     given: str = ""
     """Its standard input."""
     environment: Mapping[str, str] | None = None
-    limit: float = 600.0
+    limit: float = 1500.0
     """Seconds that it may take."""
     output: str = ""
     errors: str = ""

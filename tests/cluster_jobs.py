@@ -21,17 +21,18 @@ TINY = ["quick", "--train-images", "100", "--validation-images", "50", "--test-i
 TINY += ["--epsilons", "0.2"]
 PARTLY = """
 from offmanifold.experiments import ensemble_robustness as experiment
+from offmanifold.experiments import tasks
 from offmanifold.orchestration.job import start
 
 def attack(cell, *rest):
     if cell.model == "dropout_ensemble":
         raise MemoryError("not enough for an ensemble")
-    return experiment.attack(cell, *rest)
+    return tasks.evaluate(cell, *rest)
 
 if __name__ == "__main__":
     with start("A job of which a part fails.", experiment.PRESETS) as job:
         source = job.load(experiment.load)
-        job.sweep("train", experiment.train, experiment.members(job.config))
+        job.sweep("train", tasks.fit, experiment.members(job.config))
         job.report(experiment.summarise(job.config, source, job.sweep("attack", attack, experiment.attacked(job.config))))
 """
 
@@ -74,7 +75,7 @@ def a_node_is_killed(cluster: LocalCluster, root: Path) -> dict[str, object]:
     """One that computes, when the first network is there; another joins, as an autoscaler would have it."""
     storage = Storage.open(str(root))
     job = submitted(cluster, "--name", "node", "--storage", storage.root, "--tracking-uri", f"sqlite:///{root}/mlflow.db")
-    finished = first_results(storage, "member")
+    finished = first_results(storage, "fit")
     cluster.busy()[0].kill()
     cluster.add(cpus=1)
     return {**ended(job), "finished": len(finished)}
@@ -86,7 +87,7 @@ def the_driver_is_killed(cluster: LocalCluster, root: Path) -> dict[str, object]
     settings = {"RAY_ADDRESS": cluster.address, "OFFMANIFOLD_STORAGE": storage.root, "MLFLOW_TRACKING_URI": f"sqlite:///{root}/mlflow.db"}
     here = {"env": cluster.environment | settings, "cwd": ROOT}
     kept = []
-    for stage in ("member", "attacked"):
+    for stage in ("fit", "evaluate"):
         job = begun([sys.executable, SCRIPT, *TINY, "--workers", "1"], **here)
         first_results(storage, stage)
         kept.append({name: storage.read(name).decode() for name in manifests(storage)})

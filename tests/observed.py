@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 
 from offmanifold.data.shards import Plan
-from offmanifold.experiments import bayesian_lenet
+from offmanifold.experiments import bayesian_lenet, tasks
 from offmanifold.experiments import ensemble_robustness as experiment
 from offmanifold.inference import sampler
 from offmanifold.inference.hmc import Bayesian
@@ -25,7 +25,7 @@ class Stumbling:
         if not self.mark.exists():
             self.mark.touch()
             raise RuntimeError("the first try")
-        return experiment.attack(*args)
+        return tasks.evaluate(*args)
 
 
 def main(plan_file, mark):
@@ -34,7 +34,7 @@ def main(plan_file, mark):
         job.load(experiment.load)
         job.write(Plan(*plan, lambda: contents))
         job.chains("sample", bayesian_lenet.sample, [bayesian_lenet.Chain(0, 20, Bayesian(sampling=STEEP), seed=0)])
-        job.sweep("train", experiment.train, experiment.members(job.config))
+        job.sweep("train", tasks.fit, experiment.members(job.config))
         job.sweep("attack", Stumbling(Path(mark)), experiment.attacked(job.config))
 
 

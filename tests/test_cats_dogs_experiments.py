@@ -82,7 +82,7 @@ def test_features_are_those_of_the_whole_network_on_every_image_once(job, given,
         head, result = next(iter(trained.items()))
         whole = pretrained.posterior("deterministic", head, result, given, CPU)
         with torch.no_grad():
-            torch.testing.assert_close(found.images, whole.network[0](images), rtol=1e-4, atol=1e-4)
+            torch.testing.assert_close(found.images, whole.module[0](images), rtol=1e-4, atol=1e-4)
 
 
 def test_heads_differ_and_are_better_than_chance(clean, trained, given):

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 import pytest
 
 from offmanifold.experiments import ensemble_robustness as experiment
+from offmanifold.experiments.tasks import Evaluate, Fit
 from offmanifold.grid import listed, product
 from offmanifold.result import recipe_key
 
@@ -39,7 +40,7 @@ def test_one_more_member_is_one_more_network_of_each_kind_and_attacks_of_the_ens
     small = experiment.Config(members=2, epsilons=(0.1, 0.2))
     before, after = keys(small), keys(replace(small, members=3))
     added = [cell for key, cell in after.items() if key not in before]
-    assert Counter(type(cell).__name__ for cell in added) == {"Member": 2, "Attacked": 4}
-    assert {cell.index for cell in added if isinstance(cell, experiment.Member)} == {2}
-    assert {cell.model for cell in added if isinstance(cell, experiment.Attacked)} == {"dropout_ensemble", "deterministic_ensemble"}
+    assert Counter(type(cell).__name__ for cell in added) == {"Fit": 2, "Evaluate": 4}
+    assert {cell.index for cell in added if isinstance(cell, Fit)} == {2}
+    assert {cell.model for cell in added if isinstance(cell, Evaluate)} == {"dropout_ensemble", "deterministic_ensemble"}
     assert set(experiment.members(small)) <= set(experiment.members(replace(small, members=3)))

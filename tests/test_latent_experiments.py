@@ -12,7 +12,7 @@ from scipy.stats import spearmanr
 
 from offmanifold.data import DataError
 from offmanifold.evaluation.intervals import t_interval
-from offmanifold.evaluation.robustness import answers
+from offmanifold.evaluation.predictions import predict
 from offmanifold.experiments import (
     asked,
     bayesian_lenet,
@@ -33,7 +33,7 @@ from offmanifold.experiments import (
 from offmanifold.experiments.latent_maps import Holes
 from offmanifold.experiments.map_latent_uncertainty import GridPart, RealImages
 from offmanifold.inference import autoencoder, hmc, sampler, sgd
-from offmanifold.inference.hmc import Bayesian, Hmc
+from offmanifold.inference.hmc import Bayesian
 from offmanifold.models import vae
 from offmanifold.progress import silent
 from offmanifold.randomness import derive
@@ -93,7 +93,7 @@ def test_every_kind_is_there_with_its_repetitions_and_all_saw_the_same_images(jo
     assert len(cells) == 8
     assert len({recipe_key(cell, "x") for cell in cells}) == 8
     one, two = posterior(job, digits, made, "dropout 0"), posterior(job, digits, made, "dropout_ensemble 0")
-    weights = [next(network.parameters()) for network in (one.network, two.members[0].network, two.members[1].network)]
+    weights = [next(network.parameters()) for network in (one.module, two.members[0].module, two.members[1].module)]
     assert torch.equal(weights[0], weights[1])
     assert not torch.equal(weights[0], weights[2])
     assert made.verdict == "failed"
@@ -136,7 +136,7 @@ def test_the_map_is_every_models_answer_to_every_decoded_point(job, digits, made
     np.testing.assert_allclose(grid.rows["distance"], plane.distance(z))
     for model in made.models:
         predictive = latent_models.posterior(model, job.made, digits, CPU).draw(4, derive(0, "asked", model.name))
-        said = answers(predictive, plane.decode(z), 50)
+        said = predict(predictive, plane.decode(z), 50)
         for measure in MEASURES:
             np.testing.assert_allclose(grid.of(model.name, measure), said.measures[measure], atol=1e-5)
         np.testing.assert_allclose(grid.of(model.name, "confidence"), said.confidence, atol=1e-5)
@@ -255,7 +255,7 @@ def test_what_a_search_returns_is_judged_by_its_images_on_other_draws(job, digit
         assert len(z) == row["images"] <= 6
         if len(z):
             assert (plane.distance(z) > 2 - 1e-4).all()
-            said = answers(judge, plane.decode(z), 50)
+            said = predict(judge, plane.decode(z), 50)
             np.testing.assert_allclose(arrays[f"{way}/confidence"], said.confidence, atol=1e-4)
             assert row["successes"] == (said.confidence > 0.9).sum()
     start = table[(table["start"] == "training") & (table["epsilon"] == 0)].iloc[0]
@@ -474,6 +474,6 @@ def test_a_plane_without_a_point_that_is_far_is_refused_before_the_models_are_ma
 
 
 def test_a_posterior_of_another_data_set_is_refused(digits, images):
-    other = Hmc(hmc.Bayesian().network, 3, [np.zeros((2, 43_831), np.float32)], class_names=("0", "1", "4"))
-    with pytest.raises(DataError, match=r"digits has 10 classes .* the draws are of networks of 3 classes \(0, 1, 4\)"):
+    other = hmc.posterior(hmc.Bayesian(), [np.zeros((2, 43_831), np.float32)], ("0", "1", "4"))
+    with pytest.raises(DataError, match=r"hmc has 3 classes, digits has 10 \(0, 1, .*\): it was inferred on other data"):
         asked.ask_all({"hmc": other}, images, 2, 0, digits)

@@ -16,7 +16,7 @@ from bench import Bench
 from conftest import VGG
 
 from offmanifold.evaluation import robustness
-from offmanifold.inference import concrete_dropout, epochwise, hmc, point, sampler, sgd
+from offmanifold.inference import concrete_dropout, deterministic, epochwise, hmc, sampler, sgd
 from offmanifold.orchestration import group
 from offmanifold.orchestration.artifacts import Artifacts
 from offmanifold.orchestration.display import SweepDisplay
@@ -46,8 +46,8 @@ def test_what_science_tells_of_is_what_is_counted():
 def test_a_training_tells_of_every_image_in_every_epoch_and_its_table_does_not_hold_that(split):
     work = Sum()
     epochs = Recorded(work)
-    config = point.Config(training=sgd.Config(epochs=3, train_batch_size=64))
-    point.fit((split[0].take(range(100)), split[1]), config, 0, progress=epochs)
+    config = deterministic.Config(training=sgd.Config(epochs=3, train_batch_size=64))
+    deterministic.fit((split[0].take(range(100)), split[1]), config, 0, progress=epochs)
     assert work == {"training_images": 300}
     assert [set(row) for row in epochs.metrics] == [{"epoch", "train_loss", "validation_loss", "validation_accuracy"}] * 3
 
@@ -73,7 +73,7 @@ def test_a_chain_tells_of_all_its_leapfrog_steps_and_of_the_draws_that_it_keeps(
 def test_an_attack_tells_of_an_image_s_gradient_steps(posteriors, split, attack, steps):
     work = Sum()
     config = robustness.Config(steps=3, attack_draws=1, judge_draws=2, attack_batch_size=8)
-    robustness.evaluate(posteriors["mc_dropout"], split[1].take(range(20)), attack, 0.1, config, 0, progress=work)
+    robustness.evaluate(posteriors["dropout"], split[1].take(range(20)), attack, 0.1, config, 0, progress=work)
     assert work == {"attacked_images": 20, "attack_steps": 20 * steps}
 
 

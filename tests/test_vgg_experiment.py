@@ -77,7 +77,7 @@ def test_members_differ_and_the_ensemble_is_of_both_at_equal_draws(given, traine
     assert min(accuracies.values()) > 0.7
     (both,) = [cell.model for cell in clean if cell.model.name == ENSEMBLE]
     predictive = vgg_members.posterior(both, list(trained.values()), given, CPU).draw(6, 0)
-    assert [part.draws for part in predictive.parts] == [3, 3]
+    assert [len(part.at(given.split("test").images[:1])) for part in predictive.parts] == [3, 3]
     images = given.split("test")
     for result in clean.values():
         assert (result.arrays["label"] == images.labels).all()
@@ -93,7 +93,7 @@ def test_a_member_that_is_there_is_merged_and_says_what_its_training_network_say
     best = result.table.loc[result.table["validation_loss"].idxmin()]
     assert found["validation_loss"] == pytest.approx(best["validation_loss"])
     with torch.no_grad():
-        torch.testing.assert_close(merged.network(given.split("test").images), network(given.split("test").images), atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(merged.module(given.split("test").images), network(given.split("test").images), atol=1e-4, rtol=1e-4)
 
 
 def test_all_models_meet_the_same_images_and_no_attack_leaves_epsilon(attacked):
