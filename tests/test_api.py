@@ -247,3 +247,37 @@ def test_tied_weights_are_drawn_together(data):
     states[1]["head.weight"] = states[1]["head.weight"] + 1
     with pytest.raises(ModelError, match=r"draw 1 has different values for 'second.weight' and 'head.weight'"):
         om.weight_samples(tied, states)
+
+
+def test_a_gradient_that_is_zero_everywhere_is_said_in_the_report(module, data):
+    class Rounded(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = module
+
+        def forward(self, x):
+            return self.inner((x * 8).round() / 8)
+
+    report = om.evaluate(om.point(Rounded().eval()), data, "mim", 0.05)
+    assert report.rows["changed"][0] == 0
+    assert "The gradient was zero at 100% of (image, step): an attack without a gradient is no evidence of robustness." in str(report)
+    assert "zero" not in str(om.evaluate(om.point(module), data, "fgm", 0.05))
+
+
+def test_clean_entropy_is_shown_under_the_draws_of_the_other_rows(module, data):
+    report = om.evaluate(om.mc_dropout(module), data, "fgm", 1e-6)
+    table = report.table.set_index("perturbation")
+    assert table.loc["none (clean)", "entropy"] == table.loc["random sign", "entropy"]
+    assert table.loc["none (clean)", "MI"] == table.loc["uniform", "MI"]
+
+
+def test_every_attacked_image_is_given_and_an_error_of_the_model_is_the_cause(module, data):
+    assert om.evaluate(om.point(module), data, "fgm", 0.05).result.arrays["attacked_images"].shape == tuple(data[0].shape)
+
+    class Broken(nn.Module):
+        def forward(self, x):
+            return [1, 2][len(x)]
+
+    with pytest.raises(ModelError, match="the model cannot be run on these images: list index out of range") as error:
+        om.evaluate(om.point(Broken().eval()), data)
+    assert isinstance(error.value.__cause__, IndexError)

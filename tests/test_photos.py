@@ -13,6 +13,8 @@ import pytest
 from local import CPU, written
 from test_decode import encoded, noisy, smooth
 
+import offmanifold as om
+from offmanifold import models
 from offmanifold.data import DataError, ingest
 from offmanifold.data.decode import decode
 from offmanifold.data.image_files import Folder, Listing
@@ -166,6 +168,14 @@ def test_workers_share_the_shards_and_rows_are_taken_in_their_order(made):
         made.take("test", [0, 999])
     with pytest.raises(DataError, match="no row of test was asked for"):
         made.take("test", [])
+
+
+def test_a_folder_of_images_is_evaluated_through_its_shards(made):
+    few = made.take("test", np.arange(5))
+    module = models.build(models.Config("resnet-8"), few.image_shape, len(few.class_names), seed=0).eval()
+    rows = om.evaluate(om.mc_dropout(module), few, "fgm", 0.05, om.Config(judge_draws=4, attack_draws=2)).rows
+    assert (rows["images"] == 5).all()
+    assert rows.loc[0, "linf"] == pytest.approx(0.05, abs=1e-6)
 
 
 def test_splits_have_about_the_shares_that_are_asked_for():

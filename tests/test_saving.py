@@ -57,7 +57,7 @@ def test_members_of_different_architectures_are_given_as_a_list(x, tmp_path):
     assert_close(loaded.draw(2, 0).log_probs(x), posterior.draw(2, 0).log_probs(x))
     with pytest.raises(ModelError, match=r"Sequential is of another architecture than the saved Sequential \(of another shape: 1.bias is"):
         om.load(tmp_path, module=[own(5), own(6)])
-    with pytest.raises(ModelError, match=r"give load an untrained one as module=..., or a list of them for an ensemble"):
+    with pytest.raises(ModelError, match=r"give load an untrained one as module=..., or a list of them, one for each member"):
         om.load(tmp_path, module=[own(5)])
     with pytest.raises(ModelError, match="which is none of this package's networks"):
         om.load(tmp_path)
@@ -160,3 +160,13 @@ def test_an_edited_description_and_modules_too_many_are_refused(tmp_path):
     about.write_text(json.dumps(entry))
     with pytest.raises(DataError, match="the hash differs"):
         om.load(tmp_path, own())
+
+
+def test_a_module_with_other_dropout_rates_and_a_class_are_refused(tmp_path):
+    om.save(POSTERIORS["mc_dropout"](), tmp_path)
+    other = own()
+    other[3].p = 0.9
+    with pytest.raises(ModelError, match=r"the dropout rates of Sequential are \{'3': 0.9\}, those of the saved posterior \{'3': 0.5\}"):
+        om.load(tmp_path, other)
+    with pytest.raises(TypeError, match="module must be a torch module or a list of them, not <class"):
+        om.load(tmp_path, nn.Sequential)

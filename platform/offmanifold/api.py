@@ -97,7 +97,7 @@ def evaluate(
     images, config = labelled(data), config or Config()
     config.check(epsilon)
     faults, where = check_allowed(allow), _device(posterior, device)
-    result = robustness.evaluate(posterior, images, attack, epsilon, config, seed, where, progress, allow=faults)
+    result = robustness.evaluate(posterior, images, attack, epsilon, config, seed, where, progress, len(images), faults)
     return Evaluation(result, as_attack(attack, Schedule())[0], epsilon, config)
 
 
@@ -136,7 +136,7 @@ class Evaluation:
     """What an attack, and noise of the same size, do to a posterior's predictions. Print it, or read its tables."""
 
     result: Result
-    """Rows as ``robustness.evaluate`` gives them, and every image's predictions as arrays."""
+    """Rows as ``robustness.evaluate`` gives them; arrays: every image's predictions, ``clean_images`` and ``attacked_images``."""
     attack: str
     epsilon: float
     config: Config
@@ -155,16 +155,21 @@ class Evaluation:
     @property
     def table(self) -> pd.DataFrame:
         """Text for a person: a row for each perturbation."""
-        return robustness_table.perturbation_table(self.rows)
+        return robustness_table.perturbation_table(self.result)
 
     def __str__(self) -> str:
         first = self.rows.iloc[0]
         draws = f"{first['draws_per_step']} draws a step, {first['draws_evaluating']} draws that evaluate"
         where = f"{self.attack} at {self.config.norm} {self.epsilon:g}, {first['images']:,} images, {draws}"
         notes = [
-            "[low, high]: 95 % Wilson interval over images. none (clean): the clean images, asked again under other draws.",
+            "[low, high]: 95 % Wilson interval over images. none (clean): the clean images; shares as asked again under other draws, where",
+            "there are any; entropy and MI under the draws of the other rows.",
             *robustness_table.notes(self.config.sure_above)[1:],
         ]
+        if (zero := first["zero_gradients"]) > 0:
+            notes.append(
+                f"The gradient was zero at {zero:.0%} of (image, step): an attack without a gradient is no evidence of robustness."
+            )
         return "\n".join([where, "", self.table.to_string(index=False), "", *notes, *_allowed(self.rows)])
 
 

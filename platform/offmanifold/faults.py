@@ -39,7 +39,9 @@ def require_ready(module: nn.Module, x: Tensor, allow: frozenset[str] = frozense
     if weight is not None and weight.device != x.device:
         raise ModelError(f"the images are on {x.device}, the module is on {weight.device}: move one of them with .to(...)")
     if weight is not None and weight.dtype != x.dtype:
-        raise ModelError(f"the images are {x.dtype}, the module's weights are {weight.dtype}: convert one of them with .to(...)")
+        raise ModelError(
+            f"the images are {x.dtype}, the module's weights are {weight.dtype}: convert one of them with .to(...) (numpy: astype)"
+        )
     for name, layer in module.named_modules():
         if isinstance(layer, _BatchNorm) and BATCH_STATISTICS not in allow and (layer.training or layer.running_mean is None):
             how = "in training mode" if layer.training else "without running statistics (track_running_stats=False)"

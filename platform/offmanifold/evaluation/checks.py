@@ -25,6 +25,8 @@ class Check:
     name: str
     message: str = ""
     """What is wrong and what to do; empty where the check passed."""
+    cause: Exception | None = None
+    """The error that the model raised, if it did."""
 
     @property
     def passed(self) -> bool:
@@ -50,7 +52,7 @@ class Checks:
         """``ModelError`` with the first fault."""
         for check in self.checks:
             if not check.passed:
-                raise ModelError(check.message)
+                raise ModelError(check.message) from check.cause
 
     def __str__(self) -> str:
         return "\n".join(
@@ -107,7 +109,7 @@ def check(posterior: Posterior, images: Tensor, labels: Tensor, seed: int = 0, a
 
     def differ() -> str:
         if len(log_probs) > 1 and torch.equal(log_probs, log_probs[:1].expand_as(log_probs)):
-            return "all draws are the same function: dropout is off, or the stored draws are equal"
+            return "all draws are the same function on these images: dropout is off, or the stored draws are equal"
         return ""
 
     def gradient() -> str:
@@ -136,11 +138,11 @@ def _checked(name: str, look: Callable[[], str], also: type[Exception] = Runtime
     try:
         return Check(name, look())
     except (ModelError, NonFinite) as error:
-        return Check(name, str(error))
+        return Check(name, str(error), error)
     except torch.OutOfMemoryError:
         raise
     except also as error:
-        return Check(name, f"the model cannot be run on these images: {(str(error) or repr(error)).splitlines()[0]}")
+        return Check(name, f"the model cannot be run on these images: {(str(error) or repr(error)).splitlines()[0]}", error)
 
 
 @torch.no_grad()

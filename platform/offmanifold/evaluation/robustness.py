@@ -1,6 +1,6 @@
-"""The judge: what an attack, and noise of the same size, do to a posterior's answers.
+"""Evaluates an attack, and noise of the same size, by what they do to a posterior's predictions.
 
-It alone decides whether a candidate stayed inside the threat and whether it succeeds, on draws that the attack never saw.
+This file alone decides whether a candidate stayed inside the threat and whether it succeeds, on draws that the attack never saw.
 """
 
 from collections.abc import Iterator

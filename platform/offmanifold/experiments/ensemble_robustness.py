@@ -65,7 +65,8 @@ class Config:
     training: sgd.Config = field(default_factory=sgd.Config)
     judging: robustness.Config = field(default_factory=robustness.Config)
     models: tuple[str, ...] = ("dropout", "dropout_ensemble", "deterministic", "deterministic_ensemble")
-    """Models to attack: names of ``inference.METHODS``, each also with _ensemble after it."""
+    """Models to attack, by method: deterministic, dropout, concrete_dropout, laplace, swag, sgld, sghmc or hmc; each also with _ensemble
+    after it, for an ensemble of ``members`` of them."""
     members: int = 4
     """Members of an ensemble; the single model is the first of them."""
     repetitions: int = 1

@@ -62,10 +62,15 @@ def image_table(result: Result) -> pd.DataFrame:
     return pd.concat(frames, ignore_index=True)
 
 
-def perturbation_table(rows: pd.DataFrame) -> pd.DataFrame:
-    """Text for a person: a row for each perturbation of one evaluation, with 95 % Wilson intervals over images."""
+def perturbation_table(result: Result) -> pd.DataFrame:
+    """Text for a person: a row for each perturbation of one evaluation, with 95 % Wilson intervals over images.
+
+    Entropy and mutual information of clean images are those under the draws of the other rows, so that they can be compared.
+    """
     lines = []
-    for row in rows.assign(repetitions=1).to_dict("records"):
+    for row in result.table.assign(repetitions=1).to_dict("records"):
+        if row["perturbation"] == NO_PERTURBATION:
+            row |= {name: result.arrays[f"clean/{name}"].mean() for name in ("predictive_entropy", "mutual_information")}
         line = {"perturbation": "none (clean)" if row["perturbation"] == NO_PERTURBATION else row["perturbation"].replace("_", " ")}
         shares = {"changed": "changed", "wrong": "wrong", "of correct": "wrong_of_correct", "confident": "confident"}
         line |= {title: _spread(row, name) for title, name in shares.items()}

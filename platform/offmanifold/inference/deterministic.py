@@ -26,7 +26,7 @@ class Config:
 class PointEstimate:
     """One function. It has no mutual information, and it is attacked and evaluated on itself."""
 
-    module: nn.Module
+    module: nn.Module = field(repr=False)
 
     @property
     def num_draws(self) -> int:

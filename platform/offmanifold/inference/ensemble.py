@@ -23,7 +23,11 @@ class Ensemble:
         if not self.members:
             raise ValueError("an ensemble needs at least 1 member")
         if len({member.num_draws == 1 for member in self.members}) > 1:
-            raise ValueError("an ensemble's members must all be single functions, or none: others give unequal numbers of draws")
+            single = [index for index, member in enumerate(self.members) if member.num_draws == 1]
+            raise ValueError(
+                "an ensemble's members must all be single functions, or none: others give unequal numbers of draws (single functions: "
+                f"members {', '.join(map(str, single))})"
+            )
 
     @property
     def num_draws(self) -> int | None:

@@ -65,7 +65,7 @@ class Config:
 class Laplace:
     """The posterior is a Gaussian N(mean, S S^T) over some of a network's weights; the other weights are those of the module."""
 
-    module: nn.Module
+    module: nn.Module = field(repr=False)
     mean: Mapping[str, Tensor] = field(repr=False)
     """Name of each weight that is drawn -> its value at the mode. A vector of weights has them in this order."""
     form: Form

@@ -33,6 +33,7 @@ class MaskedDropout(nn.Module):
         self.rate = float(layer.rate if isinstance(layer, StochasticLayer) else layer.p)  # type: ignore[arg-type]
         self.shape = layer.shape if isinstance(layer, StochasticLayer) else None
         self.channelwise = isinstance(layer, CHANNELWISE)
+        self.p = self.rate  # attention of some libraries reads it
         self.calls = 0
         self.eval()
 
@@ -102,8 +103,9 @@ class Masked:
                     raise ModelError(f"{submodule(name, layer)} is no multiplication by a mask: MC dropout needs {kinds}")
                 layers[name] = MaskedDropout(layer)
         if not layers:
+            name = type(original).__name__
             raise ModelError(
-                f"{type(original).__name__} has no dropout layer with a rate above 0: MC dropout needs one; without, it is a point estimate"
+                f"{name} has no dropout layer with a rate above 0 (F.dropout is none), and so is a point estimate: use om.point"
             )
         shared = {id(value): value for value in chain(original.parameters(), original.buffers())}
         kept = [

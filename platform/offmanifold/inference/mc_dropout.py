@@ -31,7 +31,7 @@ class McDropout:
     module has no such layer, or is random in another way (found when the first images are seen).
     """
 
-    module: nn.Module
+    module: nn.Module = field(repr=False)
     stream: int = 0
     """Which sequence of masks the seeds count in; ``split`` gives two that have none in common."""
     masked: Masked | None = field(default=None, repr=False, compare=False, metadata={"derived": True})

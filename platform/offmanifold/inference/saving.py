@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
+from torch.nn.modules.dropout import _DropoutNd
 
 import offmanifold
 from offmanifold import files, models
@@ -56,6 +57,8 @@ def load(folder: str, module: Modules = None, device: torch.device = torch.devic
     one for each member of an ensemble; copies of it are given the weights. ``DataError`` where there is none, or where the files are not
     what was written; ``ModelError`` where a module is needed or is of another architecture.
     """
+    if module is not None and not isinstance(module, nn.Module | Sequence):
+        raise TypeError(f"module must be a torch module or a list of them, not {module!r}")
     folder = folder.rstrip("/")
     try:
         entry = json.loads(files.read(f"{folder}/{ABOUT}"))
@@ -100,7 +103,8 @@ def pack(posterior: Posterior) -> tuple[dict[str, Any], dict[str, Tensor]]:
         if isinstance(value, nn.Module):
             origin = models.origin(value)
             keep(f"{path}.", value.state_dict())
-            return {"module": type(value).__name__, "origin": None if origin is None else origin.as_json()}
+            of = {"module": type(value).__name__, "origin": None if origin is None else origin.as_json()}
+            return {**of, "rates": dropout_rates(value)}
         if isinstance(value, Tensor):
             keep(path, {"": value})
             return {"tensor": True}
@@ -124,6 +128,11 @@ def pack(posterior: Posterior) -> tuple[dict[str, Any], dict[str, Tensor]]:
         }
 
     return about(posterior, ""), tensors
+
+
+def dropout_rates(module: nn.Module) -> dict[str, float]:
+    """Name of each dropout layer -> its rate: what a state dictionary does not hold."""
+    return {name: float(layer.p) for name, layer in module.named_modules() if isinstance(layer, _DropoutNd)}
 
 
 def unpack(about: Mapping[str, Any], tensors: Mapping[str, Tensor], module: Modules, device: torch.device) -> Posterior:
@@ -180,11 +189,13 @@ def _restored(value: Mapping[str, Any], state: Mapping[str, Tensor], given: nn.M
     else:
         raise ModelError(
             f"the posterior is of a {value['module']}, which is none of this package's networks: give load an untrained one as module=..., "
-            "or a list of them for an ensemble"
+            "or a list of them, one for each member of an ensemble"
         )
     if wrong := weights.differences(module, state):
         raise ModelError(f"{type(module).__name__} is of another architecture than the saved {value['module']} ({wrong})")
     if kinds := {tensor.dtype for tensor in state.values() if tensor.is_floating_point()}:
         module = module.to(next(iter(kinds))) if len(kinds) == 1 else module
     module.load_state_dict(dict(state))
+    if (rates := dropout_rates(module)) != value["rates"]:
+        raise ModelError(f"the dropout rates of {type(module).__name__} are {rates}, those of the saved posterior {value['rates']}")
     return module.eval().requires_grad_(False).to(device)

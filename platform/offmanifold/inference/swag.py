@@ -59,7 +59,7 @@ class Config:
 class Swag:
     """The posterior is a Gaussian over a network's weights, of covariance (diag(variance) + D^T D / (rank - 1)) / 2."""
 
-    module: nn.Module
+    module: nn.Module = field(repr=False)
     mean: Mapping[str, Tensor] = field(repr=False)
     """Name of each weight -> its mean over the collections."""
     variance: Mapping[str, Tensor] = field(repr=False)

@@ -20,7 +20,7 @@ from offmanifold.randomness import generator
 class WeightSamples:
     """Draws of one or several chains, each with as many. A draw replaces weights of the module, and is given at most once."""
 
-    module: nn.Module
+    module: nn.Module = field(repr=False)
     chains: Sequence[Draws] = field(repr=False)
     """Of each chain: name of a parameter or buffer -> its values (draws, *shape)."""
     class_names: tuple[str, ...] = ()
