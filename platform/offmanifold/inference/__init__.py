@@ -16,7 +16,7 @@ METHODS: dict[str, Method] = {
     "concrete_dropout": Method(concrete_dropout.fit, McDropout, concrete_dropout.configure, "Concrete dropout", "#999933", "#666600"),
     "laplace": Method(laplace.fit, Laplace, laplace.Config, "Laplace", "#56B4E9", "#225588", package="laplace", extra="laplace"),
     "swag": Method(swag.fit, Swag, swag.Config, "SWAG", "#44AA99", "#117733"),
-    "sgld": Method(sgld.fit, WeightSamples, sgld.Config, "SGLD", "#DDAA33", "#884411", package="posteriors", extra="sgmcmc"),
+    "sgld": Method(sgld.fit, WeightSamples, sgld.Config, "SGLD", "#777777", "#333333", package="posteriors", extra="sgmcmc"),
     "sghmc": Method(sghmc.fit, WeightSamples, sghmc.Config, "SGHMC", "#BB5566", "#882255", package="posteriors", extra="sgmcmc"),
     "hmc": Method(hmc.fit, WeightSamples, hmc.configure, "HMC", "#CC79A7", "#AA4499"),
 }
