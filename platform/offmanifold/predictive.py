@@ -94,7 +94,7 @@ def mean_log_probs(log_probs: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Inspection:
-    """What running a module once on an image shows."""
+    """Holds what a run of a module on a few images shows."""
 
     shared: int
     """Bytes that a gradient in x keeps of an image, whatever the number of draws."""
@@ -245,7 +245,7 @@ def _inspect(module: nn.Module, draws: dict[str, Tensor], x: Tensor, allow: froz
 
 
 def _scores(module: nn.Module, draws: dict[str, Tensor], x: Tensor, allow: frozenset[str]) -> object:
-    """What the module returns for its first draw."""
+    """Return what the module returns for its first draw."""
     return functional_call(module, _values(module, {name: values[0] for name, values in draws.items()}, allow), (x,))
 
 

@@ -103,8 +103,8 @@ def check(posterior: Posterior, images: Tensor, labels: Tensor, seed: int = 0, a
 
     def labelled() -> str:
         if int(labels.min()) < 0 or int(labels.max()) >= classes:
-            there = f"labels run from {int(labels.min())} to {int(labels.max())}"
-            return f"{there}, the posterior has {classes} classes: it was trained on other data, or the labels do not count from 0"
+            run = f"labels run from {int(labels.min())} to {int(labels.max())}"
+            return f"{run}, the posterior has {classes} classes: it was trained on other data, or the labels do not count from 0"
         return ""
 
     def differ() -> str:

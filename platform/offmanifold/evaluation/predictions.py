@@ -1,4 +1,4 @@
-"""What a predictive says of images, image by image."""
+"""Predictions: the mean prediction of a predictive and its measures of uncertainty, for each image."""
 
 from dataclasses import dataclass
 

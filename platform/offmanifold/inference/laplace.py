@@ -69,7 +69,7 @@ class Laplace:
     mean: Mapping[str, Tensor] = field(repr=False)
     """Name of each weight that is drawn -> its value at the mode. A vector of weights has them in this order."""
     form: Form
-    """What the factor S is made of."""
+    """Says what the factor S is made of."""
     factors: Factors = field(repr=False)
     """Full: S (d, d). Diagonal: the standard deviations (d,). Kronecker: for each weight, as a matrix (m, n) with one row for each unit,
     left (m, m), right (n, n) and scale (m, n), so that standard normals z (m, n) become left (scale * z) right^T.

@@ -77,7 +77,7 @@ class Call:
     """One call of a dropout layer in a pass."""
 
     name: str
-    """Of the mask: ``features.3.mask0``."""
+    """The mask's name: ``features.3.mask0``."""
     layer: MaskedDropout
     shape: tuple[int, ...]
 

@@ -1,4 +1,4 @@
-"""What the table of methods says of each."""
+"""Describes an inference method for the table of methods."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
