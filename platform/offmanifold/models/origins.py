@@ -51,5 +51,5 @@ def record(network: Network, config: Config | ConcreteVggConfig, image_shape: Se
 
 def origin(network: nn.Module) -> Origin | None:
     """Return how the network was built; None where it is not one of this package."""
-    found = network.__dict__.get("origin")
-    return found if isinstance(found, Origin) else None
+    recorded = network.__dict__.get("origin")
+    return recorded if isinstance(recorded, Origin) else None
