@@ -7,9 +7,9 @@ from torch import nn
 from torch.testing import assert_close
 
 from offmanifold import models
-from offmanifold.faults import ModelError
+from offmanifold.faults import ModelError, require_no_batch_norm
 from offmanifold.inference import saving, sgd, swag
-from offmanifold.inference.swag import Moments, Swag, descend, require_no_batch_norm
+from offmanifold.inference.swag import Moments, Swag, descend
 from offmanifold.predictive import mean_log_probs
 
 

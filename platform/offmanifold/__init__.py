@@ -12,6 +12,8 @@ Imports go one way: a module imports what stands in its own line or above it (``
     faults                  what makes a module unfit to be evaluated
     density                 p(z) of latents, exactly; p(x) of images, by integrating over them
     data                    labelled images in [0, 1], with a fingerprint
+    draws                   tensors that stand in place of a module's own, and how they run
+    inspection              what a module is, seen by running it on a few images
     predictive              what a posterior gives when functions are drawn from it
     uncertainty             measures of log_probs
     inference               data + model -> posterior

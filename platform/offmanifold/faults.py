@@ -56,6 +56,14 @@ def require_ready(module: nn.Module, x: Tensor, allow: frozenset[str] = frozense
             )
 
 
+def require_no_batch_norm(network: nn.Module) -> None:
+    """Raise ``ModelError`` where the network has batch norm: draws of its weights would each need statistics of their own."""
+    for name, layer in network.named_modules():
+        if isinstance(layer, _BatchNorm):
+            advice = "its statistics would have to be computed again for each draw of the weights; use a network without batch norm"
+            raise ModelError(f"{submodule(name, layer)} is batch norm: {advice}")
+
+
 def require_class_scores(output: object, x: Tensor, probabilities: frozenset[str] | None = None) -> Tensor:
     """A module's output, as it is; ``ModelError`` unless it is (batch, classes), and, where asked, finite and no probabilities."""
     needed = "logits (batch, classes) of at least two classes are needed"

@@ -4,20 +4,17 @@ A draw is a dictionary of tensors that replace some of a module's own parameters
 ``vmap`` over ``functional_call`` runs all draws, and computes once what no draw replaces.
 """
 
-import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from threading import RLock
 from typing import Protocol
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, vmap
 from torch.utils.checkpoint import checkpoint
 
-from offmanifold.faults import BATCH_STATISTICS, ModelError, require_class_scores, require_ready
+from offmanifold.draws import Draws, alone, replaces_all, run
+from offmanifold.faults import BATCH_STATISTICS, ModelError, require_ready
+from offmanifold.inspection import Inspection, inspect
 
 MEMORY_BUDGET = 2 * 1024**3
 """Bytes that activations may take on a CPU at once."""
@@ -27,8 +24,8 @@ GPU_SHARE = 0.1
 CACHED = 50 * 1024**2
 """Bytes of activations that a CPU's caches serve well: measured by benchmarks/weight_samples.py."""
 
-Draws = Mapping[str, Tensor]
-"""Name of a parameter or buffer -> its values (draws, *shape)."""
+ROWS = 2000
+"""Rows (draws times images) that a CPU computes at once where no gradient is kept: measured by benchmarks/evaluate.py."""
 
 
 class Predictive(Protocol):
@@ -56,14 +53,14 @@ class ModulePredictive:
 
     def log_probs(self, x: Tensor) -> Tensor:
         """(batch, channels, height, width) -> (draws, batch, classes), in float32 or wider; ``ModelError`` where the module is not fit."""
-        return _in_blocks([self], x)
+        return log_probs_of_each([self], x)[0]
 
     def at(self, x: Tensor) -> "_Drawn":
         """The draws for images of this shape, and how they are run."""
         require_ready(self.module, x, self.allow)
         with alone(self.module):
             draws = dict(self.draws(x) if callable(self.draws) else self.draws)
-            return _Drawn(self.module, draws, _inspect(self.module, draws, x, self.allow), self.allow)
+            return _Drawn(self.module, draws, inspect(self.module, draws, x, self.allow), self.allow)
 
 
 @dataclass(frozen=True)
@@ -74,7 +71,7 @@ class MixturePredictive:
 
     def log_probs(self, x: Tensor) -> Tensor:
         """(batch, ...) -> (sum of the parts' draws, batch, classes)."""
-        return _in_blocks(self.parts, x)
+        return log_probs_of_each([self], x)[0]
 
 
 def allowing(predictive: Predictive, faults: frozenset[str]) -> Predictive:
@@ -90,18 +87,6 @@ def mean_log_probs(log_probs: Tensor) -> Tensor:
     A log-sum-exp, so that probabilities that round to 0 or 1 keep their gradient.
     """
     return torch.logsumexp(log_probs, dim=0) - torch.tensor(len(log_probs), dtype=log_probs.dtype).log()
-
-
-@dataclass(frozen=True)
-class Inspection:
-    """Holds what a run of a module on a few images shows."""
-
-    shared: int
-    """Bytes that a gradient in x keeps of an image, whatever the number of draws."""
-    own: int
-    """Bytes that it keeps for each draw."""
-    batched: bool
-    """Can vmap run it?"""
 
 
 @dataclass(frozen=True)
@@ -122,23 +107,12 @@ class _Drawn:
 
     def run(self, x: Tensor, rows: slice = slice(None)) -> Tensor:
         """Some of the draws: (batch, ...) -> (draws, batch, classes)."""
-        with alone(self.module):
-            return self._run(x, rows)
-
-    def _run(self, x: Tensor, rows: slice) -> Tensor:
         draws = {name: values[rows] for name, values in self.draws.items()}
-        count = len(next(iter(draws.values()))) if draws else 1
-        together = self._together(x) if self.inspection.batched and self.draws else 1
-        if together > 1:
-            log_probs: Tensor = vmap(lambda draw: _log_probs(self.module, draw, x), chunk_size=min(together, count))(draws)
-            return log_probs
-        each = ({name: values[row] for name, values in draws.items()} for row in range(count))
-        return torch.stack([_log_probs(self.module, draw, x, self.allow) for draw in each])
+        return run(self.module, draws, x, self._together(x) if self.inspection.batched else 1, self.allow)
 
     @property
     def _shares_nothing(self) -> bool:
-        """Do the draws replace all weights, so that nothing is computed once for all of them?"""
-        return all(name in self.draws for name, _ in self.module.named_parameters())
+        return replaces_all(self.module, self.draws)
 
     def _together(self, x: Tensor) -> int:
         """Draws that vmap runs at once. On a CPU, of draws of all weights, as many as its cache holds the activations of."""
@@ -146,27 +120,44 @@ class _Drawn:
             return len(self)
         return max(1, CACHED // max(1, self.inspection.own * len(x)))
 
-    def block(self, x: Tensor, budget: int) -> tuple[int, int]:
+    def block(self, x: Tensor, budget: int, kept: bool = True) -> tuple[int, int]:
         """(images, draws) of a block: all draws of as many images as fit; of one image, as many draws as fit; at least 1 of each."""
         if BATCH_STATISTICS in self.allow:
             return max(1, len(x)), 1
         images = budget // max(1, self.bytes_per_image)
+        if images > 1 and not (kept or x.device.type != "cpu" or self._shares_nothing):
+            images = min(images, max(1, ROWS // len(self)))
         if images >= 1:
             return max(1, min(images, len(x))), len(self)
         draws = (budget - self.inspection.shared) // max(1, self.inspection.own)
         return 1, int(min(max(1, draws), len(self)))
 
 
-def _in_blocks(predictives: Sequence[Predictive], x: Tensor) -> Tensor:
-    """All draws of all predictives. The budget counts for all of them together: what is above it is computed again for the gradient."""
-    parts = [part.at(x) if isinstance(part, ModulePredictive) else part for part in _flat(predictives)]
-    budgets = [part.memory_budget for part in _flat(predictives) if isinstance(part, ModulePredictive) and part.memory_budget]
-    budget = min(budgets) if budgets else _budget(x.device)
+def log_probs_of_each(predictives: Sequence[Predictive], x: Tensor) -> list[Tensor]:
+    """The ``log_probs`` of several predictives, for the same images: what no draw of a module replaces is computed once for all of them."""
+    flat = [list(_flat(predictive)) for predictive in predictives]
+    every = [part for parts in flat for part in parts]
+    budgets = [part.memory_budget for part in every if isinstance(part, ModulePredictive) and part.memory_budget]
+    drawn = [part.at(x) if isinstance(part, ModulePredictive) else part for part in every]
+    rows = iter(_in_blocks(drawn, x, min(budgets) if budgets else _budget(x.device)))
+    return [_stacked([next(rows) for _ in parts]) for parts in flat]
+
+
+def _stacked(log_probs: list[Tensor]) -> Tensor:
+    if len(classes := {part.shape[-1] for part in log_probs}) > 1:
+        raise ModelError(f"the members have different numbers of classes: {', '.join(map(str, sorted(classes)))}")
+    return torch.cat(log_probs) if len(log_probs) > 1 else log_probs[0]
+
+
+def _in_blocks(parts: Sequence[_Drawn | Predictive], x: Tensor, budget: int) -> list[Tensor]:
+    """All draws of each part. The budget counts for all of them together: what is above it is computed again for the gradient."""
+    together = _by_module(parts)
+    joined = [_joined([parts[index] for index in group]) for group in together]
     kept = torch.is_grad_enabled() and x.requires_grad
-    whole = sum(part.bytes_per_image for part in parts if isinstance(part, _Drawn)) * len(x) <= budget
+    whole = sum(part.bytes_per_image for part in joined if isinstance(part, _Drawn)) * len(x) <= budget
 
     def rows(part: _Drawn) -> Tensor:
-        images, draws = part.block(x, budget)
+        images, draws = part.block(x, budget, kept)
         if (whole and kept) or (images >= len(x) and draws >= len(part) and not kept):
             return part.run(x)
         slices = list(_slices(len(part), draws))
@@ -179,136 +170,42 @@ def _in_blocks(predictives: Sequence[Predictive], x: Tensor) -> Tensor:
 
         return torch.cat([torch.cat([block(chunk, of) for of in slices]) for chunk in x.split(images)], dim=1)
 
-    log_probs = [rows(part) if isinstance(part, _Drawn) else part.log_probs(x) for part in parts]
-    if len(classes := {part.shape[-1] for part in log_probs}) > 1:
-        raise ModelError(f"the members have different numbers of classes: {', '.join(map(str, sorted(classes)))}")
-    return torch.cat(log_probs)
-
-
-def _flat(predictives: Sequence[Predictive]) -> Iterator[Predictive]:
-    """The parts of nested mixtures, in their order."""
-    for predictive in predictives:
-        if isinstance(predictive, MixturePredictive):
-            yield from _flat(predictive.parts)
+    answers: dict[int, Tensor] = {}
+    for group, part in zip(together, joined, strict=True):
+        if isinstance(part, _Drawn):
+            lengths = [len(each) for index in group if isinstance(each := parts[index], _Drawn)]
+            answers |= zip(group, rows(part).split(lengths), strict=True)
         else:
-            yield predictive
+            answers[group[0]] = part.log_probs(x)
+    return [answers[index] for index in range(len(parts))]
 
 
-def _log_probs(module: nn.Module, draw: Draws, x: Tensor, allow: frozenset[str] = frozenset()) -> Tensor:
-    """One function: (batch, ...) -> (batch, classes). Log-softmax leaves log-probabilities as they are."""
-    scores = require_class_scores(functional_call(module, _values(module, draw, allow), (x.clone(),)), x)  # it may write into its input
-    return torch.log_softmax(scores if scores.dtype == torch.float64 else scores.float(), dim=-1)
+def _by_module(parts: Sequence[_Drawn | Predictive]) -> list[list[int]]:
+    """Indices of parts that replace the same tensors of one module, but not all of its weights; every other part is alone."""
+    groups: dict[object, list[int]] = {}
+    for index, part in enumerate(parts):
+        shares = isinstance(part, _Drawn) and part.draws and not part._shares_nothing
+        key = (id(part.module), *part.draws) if isinstance(part, _Drawn) and shares else index
+        groups.setdefault(key, []).append(index)
+    return list(groups.values())
 
 
-_LOCKS: WeakKeyDictionary[nn.Module, RLock] = WeakKeyDictionary()
-_ONE_AT_A_TIME = RLock()
+def _joined(parts: Sequence[_Drawn | Predictive]) -> _Drawn | Predictive:
+    """One part that has all draws of these, which replace the same tensors of one module."""
+    first, *others = parts
+    if not others or not isinstance(first, _Drawn):
+        return first
+    drawn = [part for part in parts if isinstance(part, _Drawn)]
+    return replace(first, draws={name: torch.cat([part.draws[name] for part in drawn]) for name in first.draws})
 
 
-@contextmanager
-def alone(module: nn.Module) -> Iterator[None]:
-    """Hold a module: a draw stands in its place while it runs, which other threads must not see. torch's fused attention is off.
-
-    (It has no gradient, and passes over dropout layers.)
-    """
-    with _ONE_AT_A_TIME:
-        lock = _LOCKS.setdefault(module, RLock())
-    fused = torch.backends.mha.get_fastpath_enabled()
-    with lock:
-        torch.backends.mha.set_fastpath_enabled(False)
-        try:
-            yield
-        finally:
-            torch.backends.mha.set_fastpath_enabled(fused)
-
-
-def inspect_anew() -> None:
-    """Forget what modules were seen to be: they may have been changed since."""
-    _INSPECTIONS.clear()
-
-
-_INSPECTIONS: WeakKeyDictionary[nn.Module, dict[object, Inspection]] = WeakKeyDictionary()
-INSPECTED_IMAGES = 4
-"""Images on which a module is run for its inspection."""
-
-
-def _inspect(module: nn.Module, draws: dict[str, Tensor], x: Tensor, allow: frozenset[str]) -> Inspection:
-    """Run the module once for each shape of images: what does it return, can vmap run it, and what memory does it take?"""
-    known = _INSPECTIONS.setdefault(module, {})
-    key = x.shape[1:], x.dtype, x.device, tuple(draws), allow
-    if key not in known:
-        few = (x[:INSPECTED_IMAGES].detach().clone() if len(x) else x.new_zeros(1, *x.shape[1:])).contiguous()
-        one = {name: values[:1] for name, values in draws.items()}
-        with torch.no_grad():
-            require_class_scores(_scores(module, one, few, allow), few, probabilities=allow)
-        known[key] = _measure(module, one, few[:2] if len(few) > 1 else torch.cat([few, few]), allow)
-    return known[key]
-
-
-def _scores(module: nn.Module, draws: dict[str, Tensor], x: Tensor, allow: frozenset[str]) -> object:
-    """Return what the module returns for its first draw."""
-    return functional_call(module, _values(module, {name: values[0] for name, values in draws.items()}, allow), (x,))
-
-
-def _values(module: nn.Module, draw: Draws, allow: frozenset[str]) -> dict[str, Tensor]:
-    """What replaces the module's own tensors: the draw; weights without a gradient; copies of statistics that a pass would update."""
-    frozen = {name: value.detach() for name, value in module.named_parameters() if value.requires_grad}
-    copies = {name: value.clone() for name, value in module.named_buffers()} if BATCH_STATISTICS in allow else {}
-    return frozen | copies | dict(draw)
-
-
-def _measure(module: nn.Module, draws: dict[str, Tensor], x: Tensor, allow: frozenset[str]) -> Inspection:
-    """Bytes for an image, measured on two, with one draw and with two; the loop is measured where vmap cannot run the module."""
-    with torch.enable_grad():
-        leaf, own = x.detach().clone().requires_grad_(), [*module.parameters(), *module.buffers()]
-        batched, two = bool(draws) and BATCH_STATISTICS not in allow, 0
-        if batched:
-            doubled = {name: torch.cat([values, values]) for name, values in draws.items()}
-            try:
-                log_probs = vmap(lambda draw: _log_probs(module, draw, leaf))(doubled)
-                two = saved_bytes(log_probs, [*own, *doubled.values()]) // len(x)
-                torch.autograd.grad(log_probs.sum(), leaf, allow_unused=True)
-            except (ModelError, torch.OutOfMemoryError):
-                raise
-            except Exception as error:
-                reason = str(error).split("\n")[0]
-                if "randomness" in reason:
-                    raise ModelError(
-                        f"{type(module).__name__} draws random numbers of its own in eval mode: a draw must be a fixed function; use "
-                        "nn.Dropout modules, which a draw supplies with masks"
-                    ) from error
-                warnings.warn(f"vmap cannot run {type(module).__name__} ({reason}): its draws run one after another", stacklevel=2)
-                batched = False
-        drawn = _Drawn(module, draws, Inspection(0, 0, batched), allow)
-        one = saved_bytes(drawn.run(leaf), [*own, *draws.values()]) // len(x)
-    if not batched or drawn._shares_nothing:
-        return Inspection(0, one, batched) if draws else Inspection(one, 0, batched)
-    more = max(0, two - one)
-    return Inspection(max(0, one - more), more, True)
-
-
-def saved_bytes(output: Tensor, weights: Iterable[Tensor]) -> int:
-    """Bytes of what autograd has saved to differentiate an output, each storage counted once, those of the weights not counted."""
-    known = {value.untyped_storage().data_ptr() for value in weights}
-    storages: dict[int, int] = {}
-    seen, stack = set(), [output.grad_fn]
-    while stack:
-        node = stack.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        stack += [following for following, _ in node.next_functions]
-        for value in _saved(node):
-            storage = value.untyped_storage()
-            if storage.data_ptr() not in known:
-                storages[storage.data_ptr()] = storage.nbytes()
-    return sum(storages.values())
-
-
-def _saved(node: torch.autograd.graph.Node) -> Iterator[Tensor]:
-    """The tensors that a node of the graph keeps."""
-    values = [getattr(node, name) for name in dir(node) if name.startswith("_saved_")] + list(getattr(node, "saved_tensors", ()))
-    for value in values:
-        yield from (item for item in (value if isinstance(value, list | tuple) else [value]) if isinstance(item, Tensor))
+def _flat(predictive: Predictive) -> Iterator[Predictive]:
+    """The parts of nested mixtures, in their order."""
+    if isinstance(predictive, MixturePredictive):
+        for part in predictive.parts:
+            yield from _flat(part)
+    else:
+        yield predictive
 
 
 def _budget(device: torch.device) -> int:

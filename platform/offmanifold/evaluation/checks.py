@@ -10,7 +10,8 @@ from torch import Tensor
 from offmanifold.faults import BATCH_STATISTICS, ModelError
 from offmanifold.finite import NonFinite, require_finite, require_log_probs
 from offmanifold.inference.posterior import Posterior
-from offmanifold.predictive import Predictive, inspect_anew, mean_log_probs
+from offmanifold.inspection import inspect_anew
+from offmanifold.predictive import Predictive, mean_log_probs
 
 IMAGES, DRAWS = 4, 8
 """Images on which a posterior is checked, and draws; of few draws, a sampler that rejects may give equal ones."""

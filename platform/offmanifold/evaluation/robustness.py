@@ -27,10 +27,9 @@ from offmanifold.attacks import (
 from offmanifold.data import Dataset, LabelledImages
 from offmanifold.evaluation.checks import check
 from offmanifold.evaluation.intervals import wilson
-from offmanifold.evaluation.predictions import Predictions, predict
+from offmanifold.evaluation.predictions import Predictions, predict, predict_each
 from offmanifold.inference import Posterior
 from offmanifold.inference.posterior import Allowing, available
-from offmanifold.predictive import Predictive
 from offmanifold.progress import Progress, silent
 from offmanifold.randomness import derive
 from offmanifold.result import Result
@@ -135,20 +134,22 @@ def evaluate(
     )
     images, truth = data.images.to(device), data.targets.cpu()
     check(evaluating, images, truth, seed, allow).require()
-    judge = evaluating.draw(config.judge_draws, derive(seed, "judge"))
-    clean = predict(judge, images, config.attack_batch_size)
-    candidate = _craft(attacked, images, truth, (name, ascend), threat, config, seed, progress)
+    judge, again = (evaluating.draw(config.judge_draws, derive(seed, draws)) for draws in ("judge", "judge again"))
+    attackers = attacked.draw(config.judge_draws, derive(seed, "label"))
+    clean, unperturbed, seen = predict_each([judge, again, attackers], images, config.attack_batch_size)
+    leave = seen.label if config.attack_label == "predicted" else truth
+    candidate = _craft(attacked, images, leave, (name, ascend), threat, config, seed, progress)
 
-    def perturbed() -> Iterator[tuple[str, Tensor, Predictive]]:
+    def perturbed() -> Iterator[tuple[str, Tensor, Predictions]]:
         """One after another: each is as large as the images."""
-        yield name, candidate.images, judge
+        yield name, candidate.images, predict(judge, candidate.images, config.attack_batch_size)
         for noise, control in CONTROLS.items():
-            yield noise, control(images, candidate.images, threat, derive(seed, noise)), judge
-        yield NO_PERTURBATION, images, evaluating.draw(config.judge_draws, derive(seed, "judge again"))
+            x = control(images, candidate.images, threat, derive(seed, noise))
+            yield noise, x, predict(judge, x, config.attack_batch_size)
+        yield NO_PERTURBATION, images, unperturbed
 
     rows, arrays = [], {"label": truth.numpy(), "clean_label": clean.label.numpy(), **_per_image("clean", clean)}
-    for perturbation, x, by in perturbed():
-        judged = predict(by, x, config.attack_batch_size)
+    for perturbation, x, judged in perturbed():
         row = {"attack": name, "epsilon": epsilon, "perturbation": perturbation, "images": len(data)}
         row |= {"draws_per_step": config.attack_draws, "draws_evaluating": config.judge_draws}
         row |= _success(judged, clean, truth, config.sure_above)
@@ -182,9 +183,7 @@ def _craft(
     seed: int,
     progress: Progress,
 ) -> Candidate:
-    """The attack's images, each checked to be inside the threat."""
-    if config.attack_label == "predicted":
-        labels = predict(posterior.draw(config.judge_draws, derive(seed, "label")), images, config.attack_batch_size).label
+    """The attack's images that leave these labels, each checked to be inside the threat."""
     name, ascend = attack
     parts: list[Candidate] = []
     for rows in _chunks(len(images), config.attack_batch_size):

@@ -7,10 +7,11 @@ from torch import Tensor, nn
 
 from offmanifold import models
 from offmanifold.data import Dataset
+from offmanifold.draws import Draws
 from offmanifold.inference import sgd
 from offmanifold.inference.masks import Call, Masked
 from offmanifold.inference.posterior import check_draws, device_of
-from offmanifold.predictive import Draws, ModulePredictive
+from offmanifold.predictive import ModulePredictive
 from offmanifold.progress import Progress, silent
 from offmanifold.randomness import derive, generator
 

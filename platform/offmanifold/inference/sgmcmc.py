@@ -17,11 +17,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from offmanifold import models
 from offmanifold.data import Dataset
+from offmanifold.draws import Draws
+from offmanifold.faults import require_no_batch_norm
 from offmanifold.inference import sgd
-from offmanifold.inference.swag import require_no_batch_norm
 from offmanifold.inference.weight_samples import WeightSamples
 from offmanifold.models import weights
-from offmanifold.predictive import Draws
 from offmanifold.progress import Progress, silent
 from offmanifold.randomness import derive, generator, seeded
 

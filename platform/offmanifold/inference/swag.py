@@ -12,11 +12,10 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from offmanifold import models
 from offmanifold.data import Dataset
-from offmanifold.faults import ModelError, submodule
+from offmanifold.faults import ModelError, require_no_batch_norm
 from offmanifold.inference import sgd
 from offmanifold.inference.posterior import check_draws
 from offmanifold.models import weights
@@ -191,14 +190,6 @@ def descend(
         if step in collected:
             moments.add(network)
     return torch.stack(losses).mean().item()
-
-
-def require_no_batch_norm(network: nn.Module) -> None:
-    """Raise ``ModelError`` where the network has batch norm."""
-    for name, layer in network.named_modules():
-        if isinstance(layer, _BatchNorm):
-            advice = "its statistics would have to be computed again for each draw of the weights; use a network without batch norm"
-            raise ModelError(f"{submodule(name, layer)} is batch norm: {advice}")
 
 
 def _evenly(steps: int, config: Config) -> frozenset[int]:

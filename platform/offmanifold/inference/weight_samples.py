@@ -8,11 +8,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from offmanifold.draws import Draws
 from offmanifold.faults import ModelError
 from offmanifold.inference.ensemble import spread
 from offmanifold.inference.posterior import check_draws, device_of
 from offmanifold.models import weights
-from offmanifold.predictive import Draws, MixturePredictive, ModulePredictive
+from offmanifold.predictive import MixturePredictive, ModulePredictive
 from offmanifold.randomness import generator
 
 
