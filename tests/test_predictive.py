@@ -12,6 +12,7 @@ from torch.testing import assert_close
 
 from offmanifold import models
 from offmanifold.draws import alone
+from offmanifold.faults import ModelError
 from offmanifold.inference.mc_dropout import McDropout
 from offmanifold.models import lenet
 from offmanifold.predictive import MixturePredictive, ModulePredictive, Predictive, log_probs_of_each, mean_log_probs
@@ -115,6 +116,30 @@ def test_several_predictives_asked_at_once_answer_as_each_does_alone(pictures):
     found = torch.cat([mean_log_probs(log_probs) for log_probs in log_probs_of_each(asked, x)])[:, 0].sum()
     wanted = torch.cat([mean_log_probs(predictive.log_probs(x)) for predictive in asked])[:, 0].sum()
     assert_close(*(torch.autograd.grad(value, x)[0] for value in (found, wanted)), atol=1e-6, rtol=1e-4)
+
+
+def test_draws_larger_than_what_they_share_are_not_copied_to_run_together():
+    module = lenet.build(lenet.Config(), 10, seed=0).eval()
+    draws, x, seen = drawn_weights(module, 2), torch.rand(2, 1, 28, 28), []
+    module.register_forward_hook(lambda *_: seen.append(1))
+    for count, passes in ((2, 1), (4, 2)):  # the last layer; both dense layers
+        part = dict(list(draws.items())[-count:])
+        mixture = MixturePredictive([ModulePredictive(module, part), ModulePredictive(module, part)])
+        mixture.log_probs(x)
+        seen.clear()
+        mixture.log_probs(x)
+        assert len(seen) == passes
+
+
+def test_log_probabilities_may_be_changed_in_place(pictures):
+    log_probs = log_probs_of_each(asked_of_each(), pictures.clone().requires_grad_())
+    for each in log_probs[:-1]:  # the last is made by hand, without a gradient
+        assert each.sub_(1.0).requires_grad
+
+
+def test_a_mixture_of_nothing_is_refused(pictures):
+    with pytest.raises(ModelError, match="a mixture needs at least one part"):
+        MixturePredictive([]).log_probs(pictures)
 
 
 def test_what_the_draws_of_several_predictives_share_is_computed_once():

@@ -23,7 +23,7 @@ def run(module: nn.Module, draws: Draws, x: Tensor, together: int = 1, allow: fr
     count = len(next(iter(draws.values()))) if draws else 1
     with alone(module):
         if draws and together > 1:
-            log_probs: Tensor = vmap(lambda draw: _log_probs(module, draw, x), chunk_size=min(together, count))(dict(draws))
+            log_probs: Tensor = vmap(lambda draw: _log_probs(module, draw, x, allow), chunk_size=min(together, count))(dict(draws))
             return log_probs
         each = ({name: values[row] for name, values in draws.items()} for row in range(count))
         return torch.stack([_log_probs(module, draw, x, allow) for draw in each])
@@ -39,7 +39,7 @@ def replaces_all(module: nn.Module, draws: Draws) -> bool:
     return all(name in draws for name, _ in module.named_parameters())
 
 
-def _log_probs(module: nn.Module, draw: Draws, x: Tensor, allow: frozenset[str] = frozenset()) -> Tensor:
+def _log_probs(module: nn.Module, draw: Draws, x: Tensor, allow: frozenset[str]) -> Tensor:
     """One function: (batch, ...) -> (batch, classes). Log-softmax leaves log-probabilities as they are."""
     classes = require_class_scores(scores(module, draw, x.clone(), allow), x)  # it may write into its input
     return torch.log_softmax(classes if classes.dtype == torch.float64 else classes.float(), dim=-1)

@@ -6,7 +6,7 @@ A draw is a dictionary of tensors that replace some of a module's own parameters
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import Protocol, final
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +25,8 @@ CACHED = 50 * 1024**2
 """Bytes of activations that a CPU's caches serve well: measured by benchmarks/weight_samples.py."""
 
 ROWS = 2000
-"""Rows (draws times images) that a CPU computes at once where no gradient is kept: measured by benchmarks/evaluate.py."""
+"""Rows (draws times images) that a CPU computes at once by vmap where no gradient is kept: of 5,000, the activations leave its cache, and
+predictions of LeNet 20-50-500 take a tenth longer."""
 
 
 class Predictive(Protocol):
@@ -35,6 +36,7 @@ class Predictive(Protocol):
         """Class log-probabilities (draws, batch, classes) of images (batch, channels, height, width), differentiable in x."""
 
 
+@final
 @dataclass(frozen=True)
 class ModulePredictive:
     """Draws of any module; without draws, the module itself as the one function.
@@ -63,6 +65,7 @@ class ModulePredictive:
             return _Drawn(self.module, draws, inspect(self.module, draws, x, self.allow), self.allow)
 
 
+@final
 @dataclass(frozen=True)
 class MixturePredictive:
     """The draws of several predictives, one set below the other."""
@@ -111,6 +114,11 @@ class _Drawn:
         return run(self.module, draws, x, self._together(x) if self.inspection.batched else 1, self.allow)
 
     @property
+    def is_small(self) -> bool:
+        """Is a draw smaller than what all draws share of an image? Then copying draws costs less than it saves."""
+        return bool(self.draws) and sum(values[0].nbytes for values in self.draws.values()) < self.inspection.shared
+
+    @property
     def _shares_nothing(self) -> bool:
         return replaces_all(self.module, self.draws)
 
@@ -125,7 +133,7 @@ class _Drawn:
         if BATCH_STATISTICS in self.allow:
             return max(1, len(x)), 1
         images = budget // max(1, self.bytes_per_image)
-        if images > 1 and not (kept or x.device.type != "cpu" or self._shares_nothing):
+        if images > 1 and x.device.type == "cpu" and self.inspection.batched and not (kept or self._shares_nothing):
             images = min(images, max(1, ROWS // len(self)))
         if images >= 1:
             return max(1, min(images, len(x))), len(self)
@@ -134,7 +142,11 @@ class _Drawn:
 
 
 def log_probs_of_each(predictives: Sequence[Predictive], x: Tensor) -> list[Tensor]:
-    """The ``log_probs`` of several predictives, for the same images: what no draw of a module replaces is computed once for all of them."""
+    """The ``log_probs`` of several predictives, for the same images.
+
+    Draws that replace the same small tensors of one module, such as masks, run together: what they leave alone is computed once for all of
+    them. The smallest memory budget of any predictive is that of all.
+    """
     flat = [list(_flat(predictive)) for predictive in predictives]
     every = [part for parts in flat for part in parts]
     budgets = [part.memory_budget for part in every if isinstance(part, ModulePredictive) and part.memory_budget]
@@ -144,6 +156,8 @@ def log_probs_of_each(predictives: Sequence[Predictive], x: Tensor) -> list[Tens
 
 
 def _stacked(log_probs: list[Tensor]) -> Tensor:
+    if not log_probs:
+        raise ModelError("a mixture needs at least one part")
     if len(classes := {part.shape[-1] for part in log_probs}) > 1:
         raise ModelError(f"the members have different numbers of classes: {', '.join(map(str, sorted(classes)))}")
     return torch.cat(log_probs) if len(log_probs) > 1 else log_probs[0]
@@ -172,20 +186,19 @@ def _in_blocks(parts: Sequence[_Drawn | Predictive], x: Tensor, budget: int) -> 
 
     answers: dict[int, Tensor] = {}
     for group, part in zip(together, joined, strict=True):
-        if isinstance(part, _Drawn):
-            lengths = [len(each) for index in group if isinstance(each := parts[index], _Drawn)]
-            answers |= zip(group, rows(part).split(lengths), strict=True)
-        else:
-            answers[group[0]] = part.log_probs(x)
+        log_probs, first = rows(part) if isinstance(part, _Drawn) else part.log_probs(x), 0
+        for index in group:
+            each = parts[index]
+            last = first + len(each) if isinstance(each, _Drawn) else len(log_probs)
+            answers[index], first = log_probs[first:last], last
     return [answers[index] for index in range(len(parts))]
 
 
 def _by_module(parts: Sequence[_Drawn | Predictive]) -> list[list[int]]:
-    """Indices of parts that replace the same tensors of one module, but not all of its weights; every other part is alone."""
+    """Indices of parts that replace the same small tensors of one module; every other part is alone."""
     groups: dict[object, list[int]] = {}
     for index, part in enumerate(parts):
-        shares = isinstance(part, _Drawn) and part.draws and not part._shares_nothing
-        key = (id(part.module), *part.draws) if isinstance(part, _Drawn) and shares else index
+        key = (id(part.module), part.allow, *part.draws) if isinstance(part, _Drawn) and part.is_small else index
         groups.setdefault(key, []).append(index)
     return list(groups.values())
 

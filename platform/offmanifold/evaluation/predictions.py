@@ -28,13 +28,20 @@ def predict(predictive: Predictive, images: Tensor, batch_size: int) -> Predicti
 
 @torch.no_grad()
 def predict_each(predictives: Sequence[Predictive], images: Tensor, batch_size: int) -> list[Predictions]:
-    """What each predictive says of the same images; what their draws share, such as a frozen backbone, is computed once."""
-    chunks = [log_probs_of_each(predictives, chunk) for chunk in images.split(batch_size)]
-    return [_predictions(log_probs) for log_probs in zip(*chunks, strict=True)]
+    """What each predictive says of the same images; what draws of one module share, such as a frozen backbone, is computed once."""
+    batches = [[_of(log_probs) for log_probs in log_probs_of_each(predictives, x)] for x in images.split(batch_size)]
+    return [_joined(parts) for parts in zip(*batches, strict=True)]
 
 
-def _predictions(chunks: Sequence[Tensor]) -> Predictions:
-    """Of log-probabilities (draws, batch, classes) of one batch of images after the other."""
-    confidence, label = torch.cat([mean_log_probs(c.double()) for c in chunks]).max(dim=-1)
-    measures = {name: torch.cat([measure(c) for c in chunks]).cpu() for name, measure in MEASURES.items()}
-    return Predictions(label.cpu(), confidence.exp().cpu(), measures)
+def _of(log_probs: Tensor) -> Predictions:
+    confidence, label = mean_log_probs(log_probs.double()).max(dim=-1)
+    return Predictions(label, confidence.exp(), {name: measure(log_probs) for name, measure in MEASURES.items()})
+
+
+def _joined(parts: Sequence[Predictions]) -> Predictions:
+    """The predictions of one batch after the other."""
+    return Predictions(
+        torch.cat([part.label for part in parts]).cpu(),
+        torch.cat([part.confidence for part in parts]).cpu(),
+        {name: torch.cat([part.measures[name] for part in parts]).cpu() for name in MEASURES},
+    )

@@ -134,10 +134,13 @@ def evaluate(
     )
     images, truth = data.images.to(device), data.targets.cpu()
     check(evaluating, images, truth, seed, allow).require()
-    judge, again = (evaluating.draw(config.judge_draws, derive(seed, draws)) for draws in ("judge", "judge again"))
-    attackers = attacked.draw(config.judge_draws, derive(seed, "label"))
-    clean, unperturbed, seen = predict_each([judge, again, attackers], images, config.attack_batch_size)
-    leave = seen.label if config.attack_label == "predicted" else truth
+    judge = evaluating.draw(config.judge_draws, derive(seed, "judge"))
+    others = [evaluating.draw(config.judge_draws, derive(seed, "judge again"))]
+    if config.attack_label == "predicted":
+        others.append(attacked.draw(config.judge_draws, derive(seed, "label")))
+    clean, unperturbed, *seen = predict_each([judge, *others], images, config.attack_batch_size)
+    others.clear()  # they may hold many weights
+    leave = seen[0].label if seen else truth
     candidate = _craft(attacked, images, leave, (name, ascend), threat, config, seed, progress)
 
     def perturbed() -> Iterator[tuple[str, Tensor, Predictions]]:
