@@ -225,7 +225,7 @@ def test_a_copy_of_a_posterior_has_the_same_draws(again, used, x):
     wanted = posterior.draw(5, 2).log_probs(x)
     copied = again(posterior if used else McDropout(posterior.module))
     assert_close(copied.draw(5, 2).log_probs(x), wanted)
-    assert copied.draw(5, 2).log_probs(x).std(dim=0).max() > 0.01
+    assert copied.draw(5, 2).log_probs(x).std(dim=0).max() > 0.1
 
 
 class DropPath(nn.Module):

@@ -30,7 +30,7 @@ def run(module: nn.Module, draws: Draws, x: Tensor, together: int = 1, allow: fr
 
 
 def scores(module: nn.Module, draw: Draws, x: Tensor, allow: frozenset[str] = frozenset()) -> object:
-    """What the module returns with one draw, unchecked."""
+    """Return what the module returns with one draw in place, unchecked."""
     return functional_call(module, _values(module, draw, allow), (x,))
 
 

@@ -26,7 +26,7 @@ class IdxDataset:
     """A data set of four IDX files, as it was published."""
 
     name: str
-    """Return the name that the command line uses."""
+    """Name that the command line uses."""
     torchvision: str
     """Name of torchvision's class, and of the folder that holds ``raw``."""
     class_names: tuple[str, ...]

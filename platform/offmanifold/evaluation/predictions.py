@@ -28,18 +28,19 @@ def predict(predictive: Predictive, images: Tensor, batch_size: int) -> Predicti
 
 @torch.no_grad()
 def predict_each(predictives: Sequence[Predictive], images: Tensor, batch_size: int) -> list[Predictions]:
-    """What each predictive says of the same images; what draws of one module share, such as a frozen backbone, is computed once."""
+    """Predict the same images with each predictive; what draws of one module share, such as a frozen backbone, is computed once."""
     batches = [[_of(log_probs) for log_probs in log_probs_of_each(predictives, x)] for x in images.split(batch_size)]
     return [_joined(parts) for parts in zip(*batches, strict=True)]
 
 
 def _of(log_probs: Tensor) -> Predictions:
+    """Reduce log-probabilities (draws, batch, classes) to predictions, on their own device."""
     confidence, label = mean_log_probs(log_probs.double()).max(dim=-1)
     return Predictions(label, confidence.exp(), {name: measure(log_probs) for name, measure in MEASURES.items()})
 
 
 def _joined(parts: Sequence[Predictions]) -> Predictions:
-    """The predictions of one batch after the other."""
+    """Join the predictions of one batch after the other, on the CPU."""
     return Predictions(
         torch.cat([part.label for part in parts]).cpu(),
         torch.cat([part.confidence for part in parts]).cpu(),
